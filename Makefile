@@ -1,0 +1,69 @@
+# Needs make, and Python 3.10 or newer with venv and pip. `make` alone lists the targets.
+#   make test PYTHON=python3.12        another interpreter
+#   make test ARGS="-k frames -x"      arguments for pytest, or for what else the target runs
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test check format flood clean
+
+ASK_VERSION := import pip, sys; print("%d.%d" % sys.version_info[:2])
+VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# The stamps name the Python version, so that another PYTHON makes the environment anew.
+DEV := $(VENV)/.installed-dev-$(VERSION)
+DEMO := $(DEMO_VENV)/.installed-demo-$(VERSION)
+RUN := $(VENV)/bin/python -m
+
+# $(call install,folder,extras): a virtual environment with this package (editable) and its extras
+define install
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	{ echo '$(PYTHON) is missing or older than 3.10. Try PYTHON=python3.12' >&2; exit 1; }
+@echo '== $(1): Python $(VERSION), installing .[$(2)]'
+@[ "$$($(1)/bin/python -c '$(ASK_VERSION)' 2>/dev/null)" = '$(VERSION)' ] || "$(PYTHON)" -m venv --clear $(1)
+@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(2)]'
+@rm -f $(1)/.installed-* && touch $@
+endef
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+
+demo: $(DEMO) ## install into .venv-demo and show a pool at work, against a local server
+	@$(DEMO_VENV)/bin/llm-sessions demo $(ARGS)
+
+test: $(DEV) ## the whole test suite
+	@$(RUN) pytest $(ARGS)
+
+check: $(DEV) ## what must pass before a merge: format, lint, types, tests with branch coverage of 95 %
+	@failed=; \
+	echo '== format'; $(RUN) ruff format --check . || failed="$$failed format"; \
+	echo '== lint'; $(RUN) ruff check . || failed="$$failed lint"; \
+	echo '== types'; $(RUN) mypy --strict || failed="$$failed types"; \
+	echo '== tests'; \
+	$(RUN) pytest --cov --cov-report=term --cov-fail-under=95 $(ARGS) || failed="$$failed tests"; \
+	[ -z "$$failed" ] || { echo "== failed:$$failed" >&2; exit 1; }
+
+format: $(DEV) ## format the code, and repair what lint can repair
+	@$(RUN) ruff check --fix-only --quiet .
+	@$(RUN) ruff format .
+
+flood: $(DEV) ## CPU per message under a flood, ours beside a hand-written loop
+	@$(VENV)/bin/python benchmarks/flood.py $(ARGS)
+
+clean: ## remove the environments and all that the tools left
+	@rm -rf $(VENV) $(DEMO_VENV) build dist *.egg-info htmlcov .coverage .coverage.* \
+		.mypy_cache .pytest_cache .ruff_cache .hypothesis docs/_build
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo '== clean'
+
+$(DEV): setup.py
+	$(call install,$(VENV),dev)
+
+$(DEMO): setup.py
+	$(call install,$(DEMO_VENV),testing$(comma)speed$(comma)cli)
+
+comma := ,

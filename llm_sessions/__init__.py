@@ -1,0 +1,97 @@
+"""Webex data channels for programs that are not async: many sessions at once, on threads.
+
+"LLM" is Low Latency Mercury, the WebSocket that carries a meeting's captions, reactions, whiteboard and
+state events; it has nothing to do with language models.
+"""
+
+from ._version import __version__
+from .errors import (
+    AlreadyConnected,
+    BadRequest,
+    ConfigurationError,
+    ConnectCancelled,
+    ConnectError,
+    ConnectionLost,
+    ConnectTimeout,
+    Forbidden,
+    LLMSessionsError,
+    LocalProtocolError,
+    NotAuthorized,
+    NotOnline,
+    OwnershipError,
+    PoolClosed,
+    ProtocolError,
+    RegistrationError,
+    RemoteProtocolError,
+    Replaced,
+    SessionError,
+    TokenRefreshError,
+    UnknownResponse,
+    WaitTimeout,
+)
+from .pool.config import PoolConfig
+from .pool.pool import ALL_SESSIONS, ConnectionPool
+from .pool.session import Session
+from .pool.sources import Endpoint, StaticToken, Target, TokenProvider
+from .protocol.envelope import Envelope
+from .protocol.events import (
+    ConnectionFailed,
+    Disconnected,
+    Latency,
+    Offline,
+    Online,
+    SequenceMismatch,
+    SwitchoverComplete,
+    SwitchoverFailed,
+    SwitchoverStarted,
+)
+from .protocol.state import SessionState
+from .session_ids import DEFAULT_SESSION_ID, LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION
+
+__all__ = [
+    "ALL_SESSIONS",
+    "DEFAULT_SESSION_ID",
+    "LLM_DEFAULT_SESSION",
+    "LLM_PRACTICE_SESSION",
+    "AlreadyConnected",
+    "BadRequest",
+    "ConfigurationError",
+    "ConnectCancelled",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionFailed",
+    "ConnectionLost",
+    "ConnectionPool",
+    "Disconnected",
+    "Endpoint",
+    "Envelope",
+    "Forbidden",
+    "LLMSessionsError",
+    "Latency",
+    "LocalProtocolError",
+    "NotAuthorized",
+    "NotOnline",
+    "Offline",
+    "Online",
+    "OwnershipError",
+    "PoolClosed",
+    "PoolConfig",
+    "ProtocolError",
+    "RegistrationError",
+    "RemoteProtocolError",
+    "Replaced",
+    "SequenceMismatch",
+    "Session",
+    "SessionError",
+    "SessionState",
+    "StaticToken",
+    "SwitchoverComplete",
+    "SwitchoverFailed",
+    "SwitchoverStarted",
+    "Target",
+    "TokenProvider",
+    "TokenRefreshError",
+    "UnknownResponse",
+    "WaitTimeout",
+    "__version__",
+]

@@ -1,0 +1,130 @@
+"""JSON in and out: orjson parses when it is installed, the standard library otherwise, alike in every respect.
+
+The two differ in what they let through (NaN, lone surrogates, numbers beyond 64 bits, depth), so the
+standard parser is held to orjson's rules, and both to one depth limit. Writing is never hot here (acks are
+framed by hand), so it is the standard library's alone. Set the environment variable
+`LLM_SESSIONS_JSON=json` before the import to do without orjson.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+__all__ = ["BACKEND", "MAX_DEPTH", "BadJSON", "dump_text", "dumps", "loads"]
+
+MAX_DEPTH: Final = 256
+"""Levels of nesting that a message may have. Real envelopes have fewer than 20; both parsers recurse."""
+
+_MAX_INT: Final = 2**64 - 1
+_MIN_INT: Final = -(2**63)
+
+
+class BadJSON(ValueError):
+    """The bytes are not one JSON value in strict UTF-8, or are nested deeper than `MAX_DEPTH`."""
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise BadJSON(f"number out of range: {text[:32]}")
+    return value
+
+
+def _parse_int(text: str) -> int | float:
+    if len(text) < 19:
+        return int(text)
+    value = _parse_float(text)
+    if len(text) < 22 and _MIN_INT <= (exact := int(text)) <= _MAX_INT:
+        return exact
+    return value
+
+
+def _refuse_constant(text: str) -> None:
+    raise BadJSON(f"not JSON: {text}")
+
+
+_decode = json.JSONDecoder(
+    parse_float=_parse_float, parse_int=_parse_int, parse_constant=_refuse_constant
+).decode
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+dump_text: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+"""Compact JSON of a value as `str`; see `dumps` for what it raises."""
+
+
+def _standard_loads(payload: bytes) -> Any:
+    try:
+        text = str(payload, "utf-8")
+        value = _decode(text)
+        if _ESCAPED_SURROGATE.search(text) is not None:
+            # A pair has become one character; one that stands alone cannot be encoded.
+            dumps(value)
+    except (ValueError, RecursionError) as exc:
+        raise BadJSON(str(exc)) from exc
+    return value
+
+
+def _choose_loads() -> tuple[str, Callable[[bytes], Any]]:
+    if os.environ.get("LLM_SESSIONS_JSON") != "json":
+        try:
+            import orjson
+        except ImportError:
+            pass
+        else:
+
+            def orjson_loads(payload: bytes) -> Any:
+                try:
+                    return orjson.loads(payload)
+                except ValueError as exc:
+                    raise BadJSON(str(exc)) from exc
+
+            return "orjson", orjson_loads
+    return "json", _standard_loads
+
+
+BACKEND, _loads = _choose_loads()
+
+
+def loads(payload: bytes) -> Any:
+    """Parse one message.
+
+    Args:
+        payload: JSON as UTF-8 bytes.
+
+    Raises:
+        BadJSON: If it is not JSON (RFC 8259; no NaN, no lone surrogates), not UTF-8, holds a number
+            beyond a double, or is nested deeper than `MAX_DEPTH`.
+    """
+    if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _too_deep(payload):
+        raise BadJSON(f"nested deeper than {MAX_DEPTH} levels")
+    return _loads(payload)
+
+
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ESCAPE = re.compile(rb"\\.", re.DOTALL)
+
+
+def _too_deep(payload: bytes) -> bool:
+    # Without escapes, every other piece between quotes is outside a string.
+    outside = b"".join(_ESCAPE.sub(b"", payload).split(b'"')[::2])
+    depth = 0
+    for bracket in outside.translate(None, _NOT_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+
+def dumps(value: Any) -> bytes:
+    """Return `value` as compact JSON in UTF-8.
+
+    Raises:
+        TypeError: If it holds something that JSON has no form for.
+        ValueError: If it holds a NaN, an infinity, a lone surrogate, or itself.
+        RecursionError: If it is nested too deeply.
+    """
+    return dump_text(value).encode()

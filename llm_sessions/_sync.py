@@ -1,0 +1,181 @@
+"""Locks with ranks, deadlines, and threads that are named, counted and joined.
+
+Every lock of the library comes from `make_lock`. Its rank says in which order locks nest: a thread that
+holds one takes only higher ranks.
+
+==== ============ ==========================================================
+rank name         guards
+==== ============ ==========================================================
+10   pool         the dict of sessions, closed
+20   session      state, attempt, waiters, connections, generation, last error
+30   connection   one socket's protocol and the order of its outbox
+35   stream       the TLS object, its BIOs, the outbox flush and the descriptor
+40   leaves       queues, listeners, tokens, thread registers
+==== ============ ==========================================================
+
+No wait for I/O, callback, join, HTTP call or log call happens under any of them: code decides under a
+lock and acts outside it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+__all__ = [
+    "LEAF",
+    "POOL",
+    "SESSION",
+    "CONNECTION",
+    "STREAM",
+    "Deadline",
+    "Lock",
+    "RankedLock",
+    "ThreadGroup",
+    "check_lock_order",
+    "make_lock",
+]
+
+POOL: Final = 10
+SESSION: Final = 20
+CONNECTION: Final = 30
+STREAM: Final = 35
+LEAF: Final = 40
+
+_held = threading.local()
+_checking = False
+
+
+class RankedLock:
+    """A lock that refuses to be taken out of rank order; in use only while `check_lock_order` is on."""
+
+    def __init__(self, name: str, rank: int) -> None:
+        self.name, self.rank = name, rank
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        held: list[RankedLock] = _held.__dict__.setdefault("locks", [])
+        if held and held[-1].rank >= self.rank:
+            raise AssertionError(f"lock {self.name!r} taken while holding {held[-1].name!r}")
+        if not self._lock.acquire(blocking, timeout):
+            return False
+        self._owner = threading.get_ident()
+        held.append(self)
+        return True
+
+    def release(self) -> None:
+        self._owner = None
+        _held.locks.remove(self)
+        self._lock.release()
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+    def _is_owned(self) -> bool:  # threading.Condition asks this of the lock that it wraps
+        return self._owner == threading.get_ident()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+Lock = Any  # threading.Lock or RankedLock; the former has no name that can be used as a type on 3.10-3.12
+
+
+def make_lock(name: str, rank: int) -> Lock:
+    """Return a plain lock, or one that checks its rank while `check_lock_order` is on.
+
+    Plain locks are taken as `with lock:`, not through a Condition's own `__enter__`: entering a lock that
+    is written in C cannot be interrupted half-way by a signal, a Python method can.
+    """
+    return RankedLock(name, rank) if _checking else threading.Lock()
+
+
+def check_lock_order(on: bool) -> None:
+    """Make the locks created from now on check their order. For tests; costs speed."""
+    global _checking
+    _checking = on
+
+
+def held_locks() -> list[str]:
+    """Return the names of the checked locks that this thread holds. For tests."""
+    return [lock.name for lock in _held.__dict__.get("locks", [])]
+
+
+class Deadline:
+    """The time left of one timeout, over a call of many steps.
+
+    Args:
+        timeout: Seconds from now; None means no limit.
+        now: A monotonic clock in seconds.
+    """
+
+    __slots__ = ("_now", "at", "timeout")
+
+    def __init__(self, timeout: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self.timeout = timeout
+        self.at = None if timeout is None else now() + timeout
+
+    def left(self) -> float | None:
+        """Return the seconds left, at least 0; None means no limit."""
+        return None if self.at is None else max(0.0, self.at - self._now())
+
+    @property
+    def expired(self) -> bool:
+        return self.at is not None and self._now() >= self.at
+
+
+class ThreadGroup:
+    """The threads of one pool: named, daemonic, counted while they run.
+
+    Daemonic, because a stuck socket must not keep the interpreter from exiting; `join` waits for them all
+    the same. Safe from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = make_lock("threads", LEAF)
+        self._alive: set[threading.Thread] = set()
+
+    def spawn(self, target: Callable[[], None], name: str) -> threading.Thread:
+        """Start a thread.
+
+        Raises:
+            RuntimeError: If the system cannot start another one.
+        """
+        thread = threading.Thread(target=self._run, args=(target,), name=name, daemon=True)
+        with self._lock:
+            self._alive.add(thread)
+        try:
+            thread.start()
+        except BaseException:
+            if thread.ident is None:
+                with self._lock:
+                    self._alive.discard(thread)
+            raise
+        return thread
+
+    def _run(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        finally:
+            with self._lock:
+                self._alive.discard(threading.current_thread())
+
+    def alive(self) -> list[threading.Thread]:
+        """Return the threads that run now."""
+        with self._lock:
+            return list(self._alive)
+
+    def join(self, deadline: Deadline, skip: Iterable[threading.Thread] = ()) -> list[threading.Thread]:
+        """Wait for all threads but the calling one and `skip`; return those still alive at the deadline."""
+        left_out = {threading.current_thread(), *skip}
+        for thread in self.alive():
+            if thread not in left_out and thread.ident is not None:
+                thread.join(deadline.left())
+        return [thread for thread in self.alive() if thread not in left_out and thread.is_alive()]

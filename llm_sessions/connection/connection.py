@@ -1,0 +1,310 @@
+"""One socket: the stream, its frames, its conversation, and the thread that reads it.
+
+The connector's thread runs `open`; from then on the reader owns the socket. The lock (rank 30) guards the
+protocol and the order in which its frames reach the outbox; the reader takes it once for each read, not for
+each message. The reader waits in one place, `Stream.wait`, for the socket, the protocol's next deadline, or
+the waker; it never waits to write, and never for the owner (an owner that is full pauses reading).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+from .._sync import CONNECTION, Deadline, ThreadGroup, make_lock
+from ..protocol.closing import Failure
+from ..protocol.frames import FrameDecoder, FrameEncoder
+from ..protocol.mercury import EndCause, Ended, MercuryProtocol, Opened
+from .stream import (
+    READ_SIZE,
+    AddressInfo,
+    Stream,
+    StreamAborted,
+    StreamBroken,
+    StreamError,
+    StreamTimeout,
+)
+from .transport import AttemptFailed, LinkBroken, LinkOwner, OpenRequest
+from .upgrade import upgrade
+
+__all__ = ["Connection"]
+
+logger = logging.getLogger("llm_sessions.connection")
+
+_MAX_OWN_UNSENT: Final = 256 * 1024
+"""Bytes of acks and pongs that may wait for a peer that does not read; beyond it we stop reading too."""
+
+_MAX_OVERDUE_BYTES: Final = 8 * 1024 * 1024
+"""More than a kernel buffers: once a deadline has passed and this much was read, no answer was in time."""
+
+
+def resolve(host: str, port: int) -> list[AddressInfo]:
+    """Return the addresses of a host, by the system's resolver. It cannot be interrupted."""
+    return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # type: ignore[return-value]
+
+
+class Connection:
+    """A `transport.Link` over a real socket.
+
+    Args:
+        request: What to open.
+        owner: Whom to report to.
+        name: `<session>#<n>`, for the reader's name.
+        threads: Where the reader is counted.
+        resolver: Returns a host's addresses; blocks.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        request: OpenRequest,
+        owner: LinkOwner,
+        name: str,
+        *,
+        threads: ThreadGroup,
+        resolver: Callable[[str, int], list[AddressInfo]] = resolve,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._request = request
+        self._owner = owner
+        self._name = name
+        self._threads = threads
+        self._resolve = resolver
+        self._clock = clock
+        self._stream = Stream(clock=clock)
+        # Guards the protocol and the order of its frames in the outbox. Rank 30; the stream's is taken under it.
+        self._lock = make_lock("connection", CONNECTION)
+        self._protocol: MercuryProtocol | None = None
+        self._encoder = FrameEncoder(os.urandom)
+        # The reader's own.
+        self._decoder = FrameDecoder(max_message_bytes=request.max_message_bytes)
+        self._full = False  # the owner takes nothing more until `resume`
+        self._stuck_since: float | None = None  # when our own acks began to pile up
+        self._overdue = 0  # bytes read since a deadline passed
+        self._resumed = threading.Event()  # set by `resume`, taken back by the reader
+
+    # -- opening ----------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        request, address = self._request, self._request.address
+        try:
+            try:
+                found = self._resolve(address.host, address.port)
+            except (OSError, UnicodeError) as exc:
+                raise AttemptFailed(Failure.NETWORK, f"cannot resolve {address.host}: {exc}") from exc
+            deadline = Deadline(request.open_timeout, self._clock)
+            try:
+                self._stream.open(found, deadline, tls=request.ssl_context, host=address.host)
+                glued = upgrade(self._stream, request.url, address, request.headers, deadline)
+            except StreamError as exc:
+                raise self._failed(exc) from exc.__cause__
+            self._start(glued, deadline)
+        except BaseException:
+            self._stream.release()
+            raise
+
+    def _start(self, glued: bytes, deadline: Deadline) -> None:
+        protocol = MercuryProtocol(
+            self._request.token,
+            encoder=self._encoder,
+            new_id=lambda: str(uuid.uuid4()),
+            timing=self._request.timing,
+            open_deadline=deadline.at,
+        )
+        with self._lock:
+            self._protocol = protocol
+        try:
+            self._threads.spawn(lambda: self._read(protocol, glued), f"llm-reader[{self._name}]")
+        except RuntimeError as exc:
+            raise AttemptFailed(Failure.NETWORK, f"cannot start a reader thread: {exc}") from exc
+
+    def _failed(self, error: StreamError) -> AttemptFailed:
+        """Say in words what kept the stream from opening; the failure table's row goes with them."""
+        address, cause = self._request.address, error.__cause__
+        if isinstance(error, StreamTimeout):
+            return AttemptFailed(
+                Failure.NETWORK, f"{address} did not answer within {self._request.open_timeout} s"
+            )
+        if isinstance(error, StreamAborted):
+            return AttemptFailed(Failure.NETWORK, "the attempt was ended")
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return AttemptFailed(
+                Failure.UNTRUSTED, f"the certificate of {address} is not valid: {cause.verify_message}"
+            )
+        if isinstance(cause, ssl.SSLError) and cause.reason in (
+            "WRONG_VERSION_NUMBER",
+            "RECORD_LAYER_FAILURE",
+            "HTTP_REQUEST",
+            "PACKET_LENGTH_TOO_LONG",
+        ):
+            return AttemptFailed(Failure.MISPLACED, f"{address} does not speak TLS: {cause.reason}")
+        if isinstance(cause, ConnectionRefusedError):
+            return AttemptFailed(Failure.NETWORK, f"nothing listens at {address}: {cause.strerror}")
+        return AttemptFailed(Failure.NETWORK, f"cannot connect to {address}: {error or 'closed by the peer'}")
+
+    # -- the reader -------------------------------------------------------------------------------------
+
+    def _read(self, protocol: MercuryProtocol, glued: bytes) -> None:
+        error: Exception | None = None
+        try:
+            with self._lock:
+                protocol.start()
+                self._send_own(protocol)
+            if glued:
+                self._take(protocol, glued)
+            self._read_until_over(protocol)
+        except StreamBroken as exc:
+            error = exc
+        except StreamError:
+            pass  # closed or aborted: `lost` says so
+        except Exception as exc:
+            logger.exception("[%s] the reader failed; this is a bug in llm_sessions", self._name)
+            error = exc
+        finally:
+            with self._lock:
+                protocol.lost(error)
+                self._send_own(protocol)  # the answer to a close; nobody waits for it
+                ended = protocol.ended
+            assert ended is not None
+            if ended.code == 1006 and self._stream.ended and ended.cause is EndCause.LOST:
+                ended = Ended(ended.code, ended.reason, EndCause.ABORTED, ended.error)
+            self._stream.release()
+            self._owner.link_ended(self, ended)
+
+    def _read_until_over(self, protocol: MercuryProtocol) -> None:
+        more = False  # the last read was full: there may be more without asking
+        while protocol.ended is None:
+            now = self._clock()
+            if self._full and self._resumed.is_set():
+                self._resume(protocol, now)
+            reading = protocol.closing or not (self._full or self._stuck(now))
+            deadline = self._next_deadline(protocol)
+            if not (more and reading):
+                more = self._stream.wait(
+                    None if deadline is None else max(0.0, deadline - now), reading=reading
+                )
+            data = self._stream.read() if more and reading else None
+            if data is not None:
+                more = len(data) >= READ_SIZE
+                self._take(protocol, data)
+                self._overdue += len(data)
+            else:
+                more = False
+            self._keep_time(protocol, drained=data is None)
+
+    def _keep_time(self, protocol: MercuryProtocol, *, drained: bool) -> None:
+        # An answer that came in time may still lie unread, behind others or because this process was
+        # stopped for a while; so a deadline counts only when there is nothing left to read.
+        now = self._clock()
+        deadline = protocol.next_deadline()
+        if deadline is None or now < deadline:
+            self._overdue = 0
+        elif drained or self._overdue > _MAX_OVERDUE_BYTES:
+            self._overdue = 0
+            with self._lock:
+                protocol.handle_timeout(now)
+                self._send_own(protocol)
+        if self._stuck_since is not None and now - self._stuck_since >= self._request.send_timeout:
+            raise StreamBroken("the peer reads nothing")
+
+    def _next_deadline(self, protocol: MercuryProtocol) -> float | None:
+        deadline = protocol.next_deadline()
+        if self._stuck_since is not None:
+            stuck = self._stuck_since + self._request.send_timeout
+            deadline = stuck if deadline is None else min(deadline, stuck)
+        return deadline
+
+    def _stuck(self, now: float) -> bool:
+        if self._stream.own_unsent <= _MAX_OWN_UNSENT:
+            self._stuck_since = None
+            return False
+        if self._stuck_since is None:
+            self._stuck_since = now
+        return True
+
+    def _take(self, protocol: MercuryProtocol, data: bytes) -> None:
+        items = self._decoder.feed(data)
+        if not items:
+            return
+        with self._lock:
+            opening = not protocol.ready
+            events = protocol.receive(items, self._clock(), time.time() * 1000)
+            self._send_own(protocol)
+        if opening and protocol.ready:
+            # What came before ready is delivered before `online`, the rest after it.
+            at = next(n for n, event in enumerate(events) if isinstance(event, Opened))
+            if at:
+                self._owner.link_received(self, events[:at])
+            self._owner.link_ready(self)
+            events = events[at + 1 :]
+        if events and not self._owner.link_received(self, events):
+            self._full = True
+            with self._lock:
+                protocol.pause(self._clock())
+
+    def _resume(self, protocol: MercuryProtocol, now: float) -> None:
+        self._full = False
+        self._resumed.clear()
+        with self._lock:
+            protocol.resume(now)
+
+    def _send_own(self, protocol: MercuryProtocol) -> None:
+        frames = protocol.data_to_send()
+        if frames:
+            self._stream.post(frames, own=True, last=protocol.closing)
+
+    # -- any thread -------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        protocol = self._protocol
+        return protocol is not None and protocol.ready and not protocol.closing
+
+    @property
+    def time_offset(self) -> float | None:
+        return self._protocol.time_offset if self._protocol is not None else None
+
+    def send(self, payload: bytes, timeout: float | None) -> None:
+        with self._lock:
+            if not self.ready:
+                raise LinkBroken("the connection is closing", started=False)
+            frame = self._encoder.text(payload)
+        try:
+            self._stream.send(frame, Deadline(timeout, self._clock))
+        except StreamTimeout as exc:
+            raise LinkBroken(
+                f"the message was not written within {timeout} s; the connection was ended", started=True
+            ) from exc
+        except StreamError as exc:
+            raise LinkBroken("the connection ended before the message was written", started=True) from exc
+
+    def close(self, code: int | None, reason: str | None) -> None:
+        with self._lock:
+            protocol = self._protocol
+            if protocol is not None:
+                protocol.close(code, reason, self._clock())
+                self._send_own(protocol)
+        if protocol is None or protocol.ended is not None:
+            self._stream.abort()
+        else:
+            self._stream.wake()
+
+    def abort(self) -> None:
+        self._stream.abort()
+
+    def retire(self, seconds: float) -> None:
+        with self._lock:
+            if self._protocol is not None:
+                self._protocol.retire_at(self._clock() + seconds)
+        self._stream.wake()
+
+    def resume(self) -> None:
+        self._resumed.set()
+        self._stream.wake()

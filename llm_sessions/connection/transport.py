@@ -1,0 +1,150 @@
+"""The seam between the pool and one socket.
+
+The pool knows a `Link` (something that opens, becomes ready, carries messages and ends) and is its
+`LinkOwner`. `connection.Connection` is the real one; tests of the pool bring their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from ..protocol.closing import Failure
+from ..protocol.mercury import Ended, Event, Timing
+from ..protocol.url import Address
+
+__all__ = ["AttemptFailed", "Link", "LinkBroken", "LinkOwner", "OpenRequest", "Transport"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRequest:
+    """All that one attempt needs to know.
+
+    Attributes:
+        url: The URL of the opening handshake, query complete.
+        address: Its host, port and scheme.
+        token: Access token with its scheme; never shown by `repr`.
+        headers: Extra headers of the opening handshake; checked.
+        ssl_context: For `wss`; None for `ws`.
+        open_timeout: Seconds for TCP, TLS, upgrade and authorization together; None for no limit.
+        send_timeout: Seconds that a message may wait to be written.
+        max_message_bytes: Budget of one inbound message.
+        timing: Keepalive and close times.
+    """
+
+    url: str
+    address: Address
+    token: str = dataclasses.field(repr=False)
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    ssl_context: ssl.SSLContext | None = None
+    open_timeout: float | None = 10.0
+    send_timeout: float = 10.0
+    max_message_bytes: int = 16 * 1024 * 1024
+    timing: Timing = Timing()
+
+
+class AttemptFailed(Exception):
+    """A link could not be opened. The pool makes one of the public errors of it.
+
+    Attributes:
+        failure: The row of the failure table.
+        message: What happened, with host and port.
+        status: HTTP status, if an HTTP answer ended the attempt.
+        retry_after: The raw `Retry-After` header, or None.
+        code: Close code, if a close ended the attempt.
+        reason: Close reason.
+    """
+
+    def __init__(
+        self,
+        failure: Failure,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: str | None = None,
+        code: int | None = None,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.failure, self.message = failure, message
+        self.status, self.retry_after = status, retry_after
+        self.code, self.reason = code, reason
+
+
+class LinkBroken(Exception):
+    """A message could not be sent, whole or at all: the link is closing or gone.
+
+    Attributes:
+        started: Whether the link was alive when the call began.
+    """
+
+    def __init__(self, message: str, *, started: bool) -> None:
+        super().__init__(message)
+        self.started = started
+
+
+class LinkOwner(Protocol):
+    """What a link reports to, always from its reader thread, in the order in which things happened."""
+
+    def link_ready(self, link: Link) -> None:
+        """The server authorized the link; it can send."""
+
+    def link_received(self, link: Link, events: Sequence[Event]) -> bool:
+        """Take what one read brought; return False to have reading paused until `Link.resume`."""
+
+    def link_ended(self, link: Link, ended: Ended) -> None:
+        """The link is over and its descriptor released. The last report, exactly once after `open`."""
+
+
+class Link(Protocol):
+    """One socket, from before its first packet until its descriptor is released."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server authorized it and it has not ended."""
+
+    @property
+    def time_offset(self) -> float | None:
+        """Our wall clock minus the server's, in milliseconds; None if unknown."""
+
+    def open(self) -> None:
+        """Connect, upgrade, and start reading; call once. Blocks for at most the open timeout plus DNS.
+
+        Raises:
+            AttemptFailed: If that does not work or `abort` came first; nothing is left open then, and no
+                report follows.
+        """
+
+    def send(self, payload: bytes, timeout: float | None) -> None:
+        """Send a text message; return once it is written.
+
+        Raises:
+            LinkBroken: If the link is or gets closed first, or `timeout` seconds pass (which ends it).
+        """
+
+    def close(self, code: int | None, reason: str | None) -> None:
+        """Start the close handshake, or abort if there is nothing to shake hands with. Never blocks."""
+
+    def abort(self) -> None:
+        """End it now, whatever it is doing. Never blocks."""
+
+    def retire(self, seconds: float) -> None:
+        """Close it if the server has not done so in this time. Never blocks."""
+
+    def resume(self) -> None:
+        """Go on reading. Never blocks."""
+
+
+class Transport(Protocol):
+    """Makes links."""
+
+    def __call__(self, request: OpenRequest, owner: LinkOwner, name: str) -> Link:
+        """Return a link that has done nothing yet.
+
+        Args:
+            request: What to open.
+            owner: Whom to report to.
+            name: For the reader's thread name: `<session>#<n>`.
+        """

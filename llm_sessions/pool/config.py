@@ -1,0 +1,114 @@
+"""Every time and limit of a pool."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import ssl
+from collections.abc import Collection
+from typing import Literal
+
+from ..errors import ConfigurationError
+
+__all__ = ["PoolConfig"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """The times and limits of a `ConnectionPool`. Frozen; times in seconds, sizes in bytes.
+
+    Attributes:
+        ping_interval: From a pong to the next ping.
+        pong_timeout: From a ping until its pong is overdue and the socket is given up.
+        backoff_initial: First wait between attempts; it doubles from there.
+        backoff_max: Longest wait between attempts. Also how long a session must stay online before
+            its waits start from the beginning again.
+        jitter: Whether each wait is drawn from between almost nothing and its full length, so that many
+            clients do not come back in the same instant.
+        max_retries: Failed attempts that are retried once a session has been online; None for no limit.
+        initial_max_retries: The same until it has been online for the first time.
+        wait_timeout: Default of a caller's wait in `connect` and `wait_online`; None for no limit.
+        open_timeout: One attempt: TCP, TLS, upgrade and authorization together.
+        send_timeout: How long a message may wait to be written; then the socket is ended.
+        force_close_delay: How long a close waits for the server's answer.
+        retire_timeout: How long a replaced socket is kept for the server to close it.
+        max_message_bytes: Larger messages are dropped.
+        queue_size: Messages that may wait for a session's listeners.
+        when_full: `block` stops reading until there is room; `drop_oldest` makes room.
+        allow_insecure: Let `ws://` go to other hosts than loopback.
+        allowed_hosts: Hosts that may get the token, each a name or `*.domain`; None for any.
+        ssl_context: For `wss://`; None for the system's trusted certificates.
+        proxy: `environment`, None for none, or a URL. (Proxies are not supported yet: `environment`
+            behaves like None and a URL is refused.)
+
+    Raises:
+        ConfigurationError: If a value is out of range; it says which one and what is allowed.
+    """
+
+    ping_interval: float = 15.0
+    pong_timeout: float = 14.0
+    backoff_initial: float = 1.0
+    backoff_max: float = 32.0
+    jitter: bool = True
+    max_retries: int | None = None
+    initial_max_retries: int | None = None
+    wait_timeout: float | None = 30.0
+    open_timeout: float = 10.0
+    send_timeout: float = 10.0
+    force_close_delay: float = 2.0
+    retire_timeout: float = 60.0
+    max_message_bytes: int = 16 * 1024 * 1024
+    queue_size: int = 10_000
+    when_full: Literal["block", "drop_oldest"] = "block"
+    allow_insecure: bool = False
+    allowed_hosts: Collection[str] | None = None
+    ssl_context: ssl.SSLContext | None = None
+    proxy: str | None = "environment"
+
+    def __post_init__(self) -> None:
+        for name in ("ping_interval", "pong_timeout", "backoff_initial", "backoff_max", "open_timeout"):
+            check_seconds(name, getattr(self, name))
+        for name in ("send_timeout", "force_close_delay", "retire_timeout"):
+            check_seconds(name, getattr(self, name))
+        if self.wait_timeout is not None:
+            check_seconds("wait_timeout", self.wait_timeout)
+        if self.backoff_max < self.backoff_initial:
+            raise ConfigurationError("backoff_max", "must not be less than backoff_initial")
+        for name in ("max_retries", "initial_max_retries"):
+            _check_count(name, getattr(self, name), least=0, none=True)
+        for name in ("max_message_bytes", "queue_size"):
+            _check_count(name, getattr(self, name), least=1)
+        for name in ("jitter", "allow_insecure"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(name, "must be True or False")
+        if self.when_full not in ("block", "drop_oldest"):
+            raise ConfigurationError("when_full", f"must be 'block' or 'drop_oldest', not {self.when_full!r}")
+        if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
+            raise ConfigurationError("ssl_context", "must be an ssl.SSLContext or None")
+        hosts = self.allowed_hosts
+        if hosts is not None and (isinstance(hosts, str) or not all(isinstance(host, str) for host in hosts)):
+            raise ConfigurationError("allowed_hosts", "must be a collection of host names or None")
+        if self.proxy not in ("environment", None):
+            raise ConfigurationError("proxy", "must be 'environment' or None; proxies are not supported yet")
+
+
+def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
+    """Refuse what is no time span.
+
+    Raises:
+        ConfigurationError: If it is not a finite positive number (or 0, if `zero`).
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigurationError(name, f"must be a finite number of seconds, not {value!r}")
+    if value < 0 or (value == 0 and not zero):
+        raise ConfigurationError(name, f"must be {'at least' if zero else 'more than'} 0 seconds, not {value!r}")
+    if value > 10**7:
+        raise ConfigurationError(name, f"must be at most {10**7} seconds, not {value!r}")
+
+
+def _check_count(name: str, value: object, *, least: int, none: bool = False) -> None:
+    if none and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        allowed = f"a whole number of at least {least}" + (" or None" if none else "")
+        raise ConfigurationError(name, f"must be {allowed}, not {value!r}")

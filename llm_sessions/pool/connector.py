@@ -1,0 +1,311 @@
+"""The connector: the thread that runs one attempt run, and what each failure asks of it.
+
+It waits in four places: the endpoint and the token provider (user code or REST, which cannot be interrupted:
+the run is abandoned there and this thread stores nothing when it wakes), `Link.open` (ends by `abort`), the
+run's `news` (ready, ended or cancelled), and between attempts (ends by `cancel`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from ..connection.transport import AttemptFailed, OpenRequest
+from ..errors import (
+    BadRequest,
+    ConfigurationError,
+    ConnectError,
+    Forbidden,
+    NotAuthorized,
+    RegistrationError,
+    UnknownResponse,
+)
+from ..protocol.closing import FAILURES, Failure, First, Retried, classify_failed_open, classify_status
+from ..protocol.mercury import EndCause, Ended, Timing
+from ..protocol.url import connection_url, parse_url
+from .attempt import Attempt
+from .retry import parse_retry_after
+from .sources import bearer, check_target
+
+if TYPE_CHECKING:
+    from .config import PoolConfig
+    from .machine import SessionMachine
+
+__all__ = ["Connector", "connector_of_this_thread"]
+
+logger = logging.getLogger("llm_sessions.pool")
+
+_running = threading.local()
+
+
+def connector_of_this_thread() -> SessionMachine | None:
+    """Return the session whose connector the calling thread is, or None."""
+    machine: SessionMachine | None = getattr(_running, "machine", None)
+    return machine
+
+
+class _Failed(Exception):
+    """This attempt failed: the row of the failure table, and the error that users see."""
+
+    def __init__(self, failure: Failure, error: Exception, retry_after: float | None = None) -> None:
+        super().__init__(failure)
+        self.failure, self.error, self.retry_after = failure, error, retry_after
+
+
+class Connector:
+    """Runs an attempt run to its end.
+
+    Args:
+        machine: The session.
+        attempt: The run.
+    """
+
+    def __init__(self, machine: SessionMachine, attempt: Attempt) -> None:
+        self._machine = machine
+        self._attempt = attempt
+        self._config: PoolConfig = machine.env.config
+        self._refused = ""  # the endpoint's own token that was refused last
+
+    def run(self) -> None:
+        """The thread's main function. It has one exit, and the run is settled there at the latest."""
+        _running.machine = self._machine
+        error: Exception = ConnectError(self._attempt.session_id, "the connector failed")
+        try:
+            gave_up_with = self._run()
+            if gave_up_with is None:
+                return
+            error = gave_up_with
+        except Exception as exc:
+            logger.exception(
+                "[%s] the connector failed; this is a bug in llm_sessions", self._attempt.session_id
+            )
+            error.__cause__ = exc
+        self._machine.give_up(self._attempt, error)
+
+    def _run(self) -> Exception | None:
+        """Return None once the run is settled or nobody wants it, or the error to give up with."""
+        attempt = self._attempt
+        wait = attempt.first_wait
+        if attempt.stale is not None:
+            self._tell_endpoint(attempt.stale)
+        if attempt.rejected is not None:
+            refused = self._refresh(attempt.rejected)
+            if refused is not None:
+                return refused
+        while True:
+            if wait > 0 and attempt.wait_cancelled(wait):
+                return None
+            if attempt.cancelled:
+                return None
+            attempt.number += 1
+            try:
+                self._try_once()
+                return None
+            except _Failed as exc:
+                if attempt.cancelled:
+                    return None
+                verdict = self._judge(exc)
+                if not isinstance(verdict, float):
+                    return verdict
+                wait = verdict
+
+    # -- one attempt ------------------------------------------------------------------------------------
+
+    def _try_once(self) -> None:
+        """Return when the session is online or the run cancelled; raise _Failed otherwise."""
+        attempt, machine = self._attempt, self._machine
+        request = self._prepare()
+        if request is None:
+            return
+        link = machine.env.transport(
+            request, machine, f"{attempt.session_id}#{attempt.generation}.{attempt.number}"
+        )
+        if not machine.adopt(attempt, link):
+            return
+        try:
+            link.open()
+        except AttemptFailed as exc:
+            machine.disown(attempt, link)
+            raise self._from_open(exc) from exc
+        except BaseException:
+            machine.disown(attempt, link)
+            raise
+        # Ready, ended, or cancelled: the reader enforces the open timeout and always reports.
+        attempt.news.wait()
+        ended = attempt.link_ended
+        if attempt.cancelled or ended is None:
+            return
+        raise self._from_end(request, ended)
+
+    def _prepare(self) -> OpenRequest | None:
+        """Ask the endpoint and the provider; return None if the run was cancelled meanwhile."""
+        attempt, config, env = self._attempt, self._config, self._machine.env
+        try:
+            attempt.target = target = check_target(attempt.endpoint.resolve(attempt))
+            if attempt.cancelled:
+                return None
+            address = parse_url(target.url, allow_insecure=config.allow_insecure)
+            check_host(address.host, config)
+            token = target.token
+            if token is None:
+                token = self._own_token()
+            if attempt.cancelled:
+                return None
+            attempt.token = bearer(token)
+        except Exception as exc:
+            raise self._from_source(exc) from exc
+        return OpenRequest(
+            url=connection_url(target.url, now_ms=int(time.time() * 1000)),
+            address=address,
+            token=attempt.token,
+            headers=dict(target.headers),
+            ssl_context=env.ssl_context() if address.tls else None,
+            open_timeout=config.open_timeout,
+            send_timeout=config.send_timeout,
+            max_message_bytes=config.max_message_bytes,
+            timing=Timing(config.ping_interval, config.pong_timeout, config.force_close_delay),
+        )
+
+    def _own_token(self) -> str:
+        if self._attempt.provider is None:
+            raise ConfigurationError("token", "neither the pool nor connect() was given one")
+        return self._attempt.provider.get()
+
+    # -- what failed ------------------------------------------------------------------------------------
+
+    def _error(self, kind: type[ConnectError], message: str, cause: BaseException | None) -> ConnectError:
+        error = kind(self._attempt.session_id, message, self._attempt.number)
+        error.__cause__ = cause
+        return error
+
+    def _from_source(self, exc: Exception) -> _Failed:
+        retry_after = _seconds(getattr(exc, "retry_after", None))
+        if isinstance(exc, ConfigurationError):
+            return _Failed(Failure.MISCONFIGURED, exc)
+        if isinstance(exc, RegistrationError):
+            failure = classify_status(exc.status) if exc.status is not None else Failure.REFUSED
+            if failure is Failure.MISPLACED:
+                failure = Failure.REFUSED
+            return _Failed(failure, exc, retry_after)
+        if isinstance(exc, ConnectError):
+            return _Failed(_BY_ERROR.get(type(exc), Failure.SOURCE), exc, retry_after)
+        what = f"the URL or token source raised {type(exc).__name__}"
+        return _Failed(Failure.SOURCE, self._error(ConnectError, what, exc), retry_after)
+
+    def _from_open(self, exc: AttemptFailed) -> _Failed:
+        kind = NotAuthorized if exc.failure is Failure.UNAUTHORIZED else ConnectError
+        error = self._error(kind, exc.message, exc.__cause__)
+        error.status, error.code, error.reason = exc.status, exc.code, exc.reason
+        error.retry_after = parse_retry_after(
+            exc.retry_after, now=time.time(), longest=self._config.backoff_max * 10
+        )
+        error.args = (error.session_id, error.message, error.attempts, error.code, error.reason)
+        error.args += (error.status, error.retry_after)
+        return _Failed(exc.failure, error, error.retry_after)
+
+    def _from_end(self, request: OpenRequest, ended: Ended) -> _Failed:
+        where = request.address
+        if ended.cause is EndCause.OPEN_TIMEOUT:
+            what = (
+                f"{where} opened a WebSocket but did not say that it is ready within "
+                f"{request.open_timeout} s; is it a Mercury server?"
+            )
+            return _Failed(Failure.NETWORK, self._closed(ConnectError, what, ended))
+        if ended.cause in (EndCause.LOST, EndCause.ABORTED):
+            what = f"{where} dropped the connection before it was ready"
+            return _Failed(Failure.NETWORK, self._closed(ConnectError, what, ended))
+        if ended.cause is EndCause.VIOLATION:
+            what = f"{where} broke the WebSocket protocol before it was ready: {ended.reason}"
+            return _Failed(Failure.CLOSED, self._closed(ConnectError, what, ended))
+        failure = classify_failed_open(ended.code, ended.reason)
+        what = f"{where} closed with {ended.code} {ended.reason!r} before it was ready"
+        return _Failed(failure, self._closed(_ERRORS.get(failure, ConnectError), what, ended))
+
+    def _closed(self, kind: type[ConnectError], message: str, ended: Ended) -> ConnectError:
+        error = kind(
+            self._attempt.session_id, message, self._attempt.number, code=ended.code, reason=ended.reason
+        )
+        error.__cause__ = ended.error
+        return error
+
+    # -- what follows -----------------------------------------------------------------------------------
+
+    def _judge(self, failed: _Failed) -> float | Exception:
+        """Do what the failure table says; return the seconds to wait, or the error to give up with."""
+        attempt, machine = self._attempt, self._machine
+        rule, error = FAILURES[failed.failure], failed.error
+        backoff, left = machine.attempt_failed(attempt, error)
+        if rule.first is First.TELL_ENDPOINT:
+            self._tell_endpoint(error)
+        elif rule.first is First.REFRESH_TOKEN:
+            refused = self._refresh(attempt.token, error)
+            if refused is not None:
+                return refused
+        if rule.retried is Retried.NO or (rule.retried is Retried.ONCE_ONLINE and not machine.was_online):
+            return error
+        if not left:
+            return error
+        return max(backoff, min(failed.retry_after or 0.0, self._config.backoff_max * 10))
+
+    def _tell_endpoint(self, error: Exception) -> None:
+        attempt = self._attempt
+        if attempt.target is None:
+            return
+        try:
+            attempt.endpoint.rejected(attempt.target, error)
+        except Exception:
+            logger.exception("[%s] the endpoint's rejected() raised", attempt.session_id)
+
+    def _refresh(self, rejected: str, error: Exception | None = None) -> Exception | None:
+        """Have a refused token replaced; return an error if there is no other one.
+
+        A refresh that raises is no such error: the next attempt may fare better.
+        """
+        attempt = self._attempt
+        if error is None:
+            error = self._error(NotAuthorized, "the server refused the token of the online session", None)
+        if attempt.target is not None and attempt.target.token is not None:
+            # The endpoint's own: whether it has another shows when it is asked again.
+            self._tell_endpoint(error)
+            again, self._refused = rejected == self._refused, rejected
+            return error if again else None
+        provider = attempt.provider
+        if provider is None:
+            return error
+        bare = rejected.removeprefix("Bearer ")
+        try:
+            fresh = provider.refresh(bare)
+        except Exception:
+            logger.warning("[%s] refreshing the token failed", attempt.session_id, exc_info=True)
+            return None
+        return error if isinstance(fresh, str) and fresh.removeprefix("Bearer ") == bare else None
+
+
+_ERRORS: dict[Failure, type[ConnectError]] = {
+    Failure.BAD_REQUEST: BadRequest,
+    Failure.FORBIDDEN: Forbidden,
+    Failure.UNAUTHORIZED: NotAuthorized,
+    Failure.UNKNOWN_RESPONSE: UnknownResponse,
+}
+_BY_ERROR = {error: failure for failure, error in _ERRORS.items()}
+
+
+def check_host(host: str, config: PoolConfig) -> None:
+    """Refuse a host that may not get the token.
+
+    Raises:
+        ConfigurationError: If `allowed_hosts` is given and the host is not among them.
+    """
+    allowed = config.allowed_hosts
+    if allowed is not None and not any(fnmatchcase(host.lower(), one.lower()) for one in allowed):
+        raise ConfigurationError("url", f"the host {host} is not in allowed_hosts")
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    return None
+

@@ -1,0 +1,238 @@
+"""From the reader to the callbacks: one queue and one thread a session.
+
+The reader puts what a read brought as one batch; so threads change
+hands for batches, not for messages, and messages become envelopes only for listeners that exist.
+
+State events are never dropped and never block: they are put while the session's lock is held, so that
+listeners see them in the order in which they happened. Only messages are bounded.
+
+The thread is made when there is something to deliver and somebody to deliver it to, and ends when its queue
+is empty and the session idle, or the dispatcher stopped.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Union
+
+from .._sync import LEAF, ThreadGroup, make_lock
+from ..protocol.envelope import Envelope
+from ..protocol.events import names_of
+from .listeners import Listener, ListenerTable
+
+__all__ = ["Dispatcher"]
+
+logger = logging.getLogger("llm_sessions.dispatch")
+
+_MAX_ROUTES: Final = 1024  # event types that a dispatcher remembers; a server may invent them without end
+
+Batch = list[dict[str, Any]]
+StateEvent = tuple[str, object]
+Route = tuple[tuple[str, ListenerTable, Listener], ...]
+
+
+class Dispatcher:
+    """Delivers one session's events.
+
+    Args:
+        session_id: For envelopes, names and logs.
+        own: The session's listeners.
+        shared: The listeners of all sessions.
+        threads: Where the thread is counted.
+        queue_size: Messages that may wait.
+        drop_oldest: What happens beyond that: drop, or pause the reader.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        own: ListenerTable,
+        shared: ListenerTable,
+        *,
+        threads: ThreadGroup,
+        queue_size: int,
+        drop_oldest: bool,
+    ) -> None:
+        self._session_id = session_id
+        self._tables = (own, shared)
+        self._threads = threads
+        self._queue_size = queue_size
+        self._drop_oldest = drop_oldest
+        # Guards all below. Rank 40: nothing is called under it.
+        self._lock = make_lock("dispatcher", LEAF)
+        self._not_empty = threading.Condition(self._lock)
+        self._queue: collections.deque[Union[Batch, StateEvent]] = collections.deque()
+        self._waiting = 0  # messages in the queue or in the thread's hands
+        self._paused: list[Callable[[], None]] = []  # what resumes the readers that wait for room
+        self._running = False
+        self._lingers = False  # the session is busy: an empty queue does not end the thread
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self.dropped = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._tables[0]) or bool(self._tables[1])
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        return self._thread
+
+    # -- producers ----------------------------------------------------------------------------------------
+
+    def put_state(self, name: str, payload: object) -> bool:
+        """Queue a state event; never blocks. Return whether `start` must be called, outside of locks."""
+        if not self.wanted:
+            return False
+        with self._lock:
+            if self._stopped:
+                return False
+            self._queue.append((name, payload))
+            return self._announce()
+
+    def put_batch(self, batch: Batch, resume: Callable[[], None]) -> tuple[bool, bool]:
+        """Queue messages; never blocks.
+
+        Args:
+            batch: In the order of arrival; becomes the dispatcher's.
+            resume: Called once there is room again, if there is none now.
+
+        Returns:
+            Whether there is room for more, and whether `start` must be called.
+        """
+        if not self.wanted:
+            return True, False
+        with self._lock:
+            if self._stopped:
+                return True, False
+            self._queue.append(batch)
+            self._waiting += len(batch)
+            room = True
+            if self._waiting > self._queue_size:
+                if self._drop_oldest:
+                    self._make_room()
+                else:
+                    self._paused.append(resume)
+                    room = False
+            return room, self._announce()
+
+    def _announce(self) -> bool:
+        self._not_empty.notify()
+        if self._running:
+            return False
+        self._running = True
+        return True
+
+    def _make_room(self) -> None:
+        surplus = self._waiting - self._queue_size
+        for entry in self._queue:
+            if surplus <= 0:
+                break
+            if isinstance(entry, list):
+                gone = min(surplus, len(entry))
+                del entry[:gone]
+                surplus -= gone
+                self._waiting -= gone
+                self.dropped += gone
+
+    def start(self) -> None:
+        """Start the thread after `put_…` said so."""
+        try:
+            self._thread = self._threads.spawn(self._run, f"llm-dispatcher[{self._session_id}]")
+        except RuntimeError:
+            logger.exception("[%s] cannot start a dispatcher thread; events wait for the next", self._session_id)
+            with self._lock:
+                self._running = False
+
+    def set_lingering(self, on: bool) -> None:
+        """Say whether the thread should stay for more events once its queue is empty. Never blocks."""
+        with self._lock:
+            self._lingers = on
+            if not on:
+                self._not_empty.notify()
+
+    def stop(self) -> None:
+        """Take nothing more; the thread ends after what is queued. Never blocks."""
+        with self._lock:
+            self._stopped = True
+            self._lingers = False
+            self._not_empty.notify()
+
+    # -- the thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not self._queue:
+                    if not self._lingers:
+                        self._running = False
+                        return
+                    self._not_empty.wait()
+                # One entry at a time: what is still in the queue can be dropped to make room.
+                entry = self._queue.popleft()
+            if isinstance(entry, list):
+                size = len(entry)
+                self._deliver(entry)
+                self._count_off(size)
+            else:
+                name, payload = entry
+                for table in self._tables:
+                    for listener in table.named(name):
+                        self._call(name, table, listener, payload)
+
+    def _count_off(self, delivered: int) -> None:
+        resumed: list[Callable[[], None]] = []
+        with self._lock:
+            self._waiting -= delivered
+            if self._paused and self._waiting <= self._queue_size // 2:
+                resumed, self._paused = self._paused, []
+        for resume in resumed:
+            resume()
+
+    def _deliver(self, batch: Batch) -> None:
+        own, shared = self._tables
+        versions = (-1, -1)
+        routes: dict[object, Route] = {}
+        for message in batch:
+            if versions != (own.version, shared.version):
+                versions = (own.version, shared.version)
+                routes = {}
+            data = message.get("data")
+            event_type = data.get("eventType") if type(data) is dict else None
+            if type(event_type) is not str:
+                event_type = None
+            route = routes.get(event_type)
+            if route is None:
+                if len(routes) >= _MAX_ROUTES:
+                    routes = {}
+                route = routes[event_type] = self._route(event_type)
+            if route:
+                envelope = Envelope(self._session_id, message)
+                for name, table, listener in route:
+                    if versions != (own.version, shared.version) and not _still_there(name, table, listener):
+                        continue
+                    self._call(name, table, listener, envelope)
+
+    def _route(self, event_type: object) -> Route:
+        return tuple(
+            (name, table, listener)
+            for name in names_of(event_type)
+            for table in self._tables
+            for listener in table.named(name)
+        )
+
+    def _call(self, name: str, table: ListenerTable, listener: Listener, argument: object) -> None:
+        if listener.once and not table.claim(name, listener):
+            return
+        try:
+            listener.callback(argument)
+        except BaseException:  # SystemExit too: a callback's mistake ends neither the others nor the thread
+            logger.exception("[%s] a listener of %r raised", self._session_id, name)
+
+
+def _still_there(name: str, table: ListenerTable, listener: Listener) -> bool:
+    return any(one is listener for one in table.named(name))

@@ -1,0 +1,71 @@
+"""What all sessions of one pool share, and no more: sessions know this, not the pool."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from functools import partial
+
+from .. import _fork
+from .._sync import LEAF, ThreadGroup, make_lock
+from ..connection.connection import Connection
+from ..connection.transport import Transport
+from ..errors import PoolClosed
+from .config import PoolConfig
+from .listeners import ListenerTable
+
+__all__ = ["Environment"]
+
+
+class Environment:
+    """Configuration, threads, clock, transport, and the listeners of all sessions.
+
+    Args:
+        config: The pool's.
+        transport: Makes the sockets; None for real ones.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        *,
+        transport: Transport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.threads = ThreadGroup()
+        self.transport: Transport = transport or partial(Connection, threads=self.threads, clock=clock)
+        self.all_listeners = ListenerTable()
+        self.closed = False  # set once, by the pool's close, before it ends any session
+        self._born_in = _fork.generation()
+        self._lock = make_lock("environment", LEAF)  # guards the context
+        self._ssl_context = config.ssl_context
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that the pool belongs to."""
+        return _fork.generation() != self._born_in
+
+    def check_open(self) -> None:
+        """Refuse to do anything for a pool that is closed or another process's.
+
+        Raises:
+            PoolClosed
+        """
+        if self.forked:
+            raise PoolClosed("the pool belongs to the process that this one was forked from; make a new one")
+        if self.closed:
+            raise PoolClosed
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return the configured context, or one that trusts what the system trusts; made once."""
+        with self._lock:
+            context = self._ssl_context
+        if context is None:
+            made = ssl.create_default_context()  # reads files: not under the lock
+            with self._lock:
+                context = self._ssl_context = self._ssl_context or made
+        return context

@@ -1,0 +1,84 @@
+"""Who listens to what: one table a session, and one for the listeners of all sessions of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .._sync import LEAF, make_lock
+from ..errors import ConfigurationError
+
+__all__ = ["Callback", "Listener", "ListenerTable"]
+
+Callback = Callable[[Any], object]
+
+
+class Listener:
+    """One registration. `once` ones are taken by the first delivery that claims them."""
+
+    __slots__ = ("callback", "once")
+
+    def __init__(self, callback: Callback, once: bool) -> None:
+        self.callback, self.once = callback, once
+
+
+class ListenerTable:
+    """Listeners by plain event name. Any thread changes it; dispatchers read it without a lock.
+
+    The tuples in it are replaced, never changed, and `version` grows after every change: a reader that
+    keeps what it looked up checks the version before each delivery.
+    """
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        # Guards the changes. Rank 40.
+        self._lock = make_lock("listeners", LEAF)
+        self._by_name: dict[str, tuple[Listener, ...]] = {}
+        self._changed = changed
+        self.version = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
+    def add(self, name: str, callback: Callback, *, once: bool = False) -> None:
+        """Register a callback; the same one may be registered several times.
+
+        Raises:
+            ConfigurationError: If it is not callable.
+        """
+        if not callable(callback):
+            raise ConfigurationError("callback", f"must be callable, not {type(callback).__name__}")
+        with self._lock:
+            self._by_name[name] = (*self._by_name.get(name, ()), Listener(callback, once))
+            self.version += 1
+        self._changed()
+
+    def remove(self, name: str, callback: Callback | None) -> bool:
+        """Take back every registration of a callback, or of all with None; say whether there was one."""
+        with self._lock:
+            before = self._by_name.get(name, ())
+            kept = () if callback is None else tuple(one for one in before if one.callback != callback)
+            self._replace(name, kept)
+            removed = len(kept) != len(before)
+            if removed:
+                self.version += 1
+        return removed
+
+    def claim(self, name: str, listener: Listener) -> bool:
+        """Take a `once` listener for a delivery; False if another thread has had it or it was removed."""
+        with self._lock:
+            before = self._by_name.get(name, ())
+            if not any(one is listener for one in before):
+                return False
+            self._replace(name, tuple(one for one in before if one is not listener))
+            self.version += 1
+        return True
+
+    def _replace(self, name: str, kept: tuple[Listener, ...]) -> None:
+        if kept:
+            self._by_name[name] = kept
+        else:
+            self._by_name.pop(name, None)
+
+    def named(self, name: str) -> tuple[Listener, ...]:
+        """Return the listeners of an event, in the order of their registration."""
+        return self._by_name.get(name, ())

@@ -1,0 +1,426 @@
+"""The pool: sessions by key, and what concerns all of them."""
+
+from __future__ import annotations
+
+import atexit
+import enum
+import itertools
+import logging
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, TypeVar, Union, overload
+
+from .._sync import POOL, Deadline, make_lock
+from ..errors import ConfigurationError
+from ..protocol.closing import check_close
+from ..protocol.events import parse_event_name
+from ..protocol.state import BUSY
+from ..protocol.url import parse_url
+from ..session_ids import DEFAULT_SESSION_ID, check_session_id
+from .config import PoolConfig
+from .connector import check_host
+from .environment import Environment
+from .listeners import Callback
+from .machine import SessionMachine
+from .session import DEFAULT_TIMEOUT, Session, Timeout, check_timeout
+from .sources import Endpoint, TokenProvider, TokenSource, as_endpoint, as_provider
+
+__all__ = ["ALL_SESSIONS", "ConnectionPool"]
+
+logger = logging.getLogger("llm_sessions.pool")
+
+F = TypeVar("F", bound=Callback)
+
+
+class _Marker(enum.Enum):
+    """Stand for session ids where a string names one session and None makes an id up."""
+
+    DEFAULT = "the pool's default session"
+    ALL = "all sessions"
+
+    def __repr__(self) -> str:
+        return f"<{self.value}>"
+
+
+ALL_SESSIONS: Final = _Marker.ALL
+"""For `on(…, session_id=ALL_SESSIONS)`: the events of every session of the pool."""
+
+_DEFAULT: Final = _Marker.DEFAULT
+SessionId = Union[str, _Marker]
+
+_numbers = itertools.count(1)
+_pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
+
+
+class ConnectionPool:
+    """Many data channel sessions at once, keyed by session id.
+
+    Nothing starts before the first `connect`. Every method is safe to call from any thread and from any
+    callback; not from signal handlers, which may run while this thread holds a lock (set an Event there).
+    Use it as a context manager, or call `close`.
+
+    Args:
+        token: Access token of all sessions that are not given their own: a string, a callable that returns
+            one, or a `TokenProvider`. None if every endpoint or `connect` brings one.
+        config: Times and limits; None for the defaults.
+        name: For `repr` and logs; None for `pool-<n>`.
+        default_session_id: The session meant where none is named.
+
+    Raises:
+        ConfigurationError: If an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        token: TokenSource | None = None,
+        *,
+        config: PoolConfig | None = None,
+        name: str | None = None,
+        default_session_id: str = DEFAULT_SESSION_ID,
+    ) -> None:
+        if config is not None and not isinstance(config, PoolConfig):
+            raise ConfigurationError("config", f"must be a PoolConfig, not {type(config).__name__}")
+        self._provider: TokenProvider | None = None if token is None else as_provider(token)
+        self._default_id = check_session_id(default_session_id, "default_session_id")
+        self.name = name if name is not None else f"pool-{next(_numbers)}"
+        # Guards the dict and the closed flag. Rank 10: dict work only, nothing is called under it.
+        self._lock = make_lock("pool", POOL)
+        self._sessions: dict[str, tuple[Session, SessionMachine]] = {}
+        self._made_up: set[str] = set()
+        self._env = Environment(config or PoolConfig())
+        _pools.add(self)
+
+    # -- connecting ---------------------------------------------------------------------------------------
+
+    def connect(
+        self,
+        url: str | Callable[[], str] | Endpoint | None = None,
+        session_id: SessionId | None = _DEFAULT,
+        *,
+        token: TokenSource | None = None,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+    ) -> Session:
+        """Bring a session online and return it.
+
+        Callers that ask for the same session share one attempt run and its outcome; one that is online
+        already is returned at once. The run's first attempt starts at once, later ones after growing waits.
+        It ends with the last caller that waits for it; a session that has been online reconnects by itself.
+
+        Args:
+            url: `wss://…`, a callable returning one for every attempt, or an `Endpoint`. None for the
+                session's last.
+            session_id: The session's key; None makes one up, and the pool forgets it once it is
+                disconnected. By default the pool's default session.
+            token: Access token of this session instead of the pool's. Counts only if this call starts the
+                run.
+            timeout: Seconds to wait; None for no limit; by default the pool's `wait_timeout`.
+
+        Raises:
+            ConfigurationError: If an argument cannot be used; nothing was started.
+            ConnectTimeout: If the time ran out; its cause is the last attempt's error.
+            ConnectError: If the session cannot come online (`NotAuthorized`, `Forbidden`, …).
+            ConnectCancelled: If `disconnect` came first.
+            AlreadyConnected: If the session is busy with another endpoint.
+            LocalProtocolError: If called from the session's own endpoint or token provider.
+            PoolClosed
+        """
+        endpoint, provider, seconds = self._check_connect(url, token, timeout)
+        session, machine = self._get(str(uuid.uuid4()) if session_id is None else session_id, session_id is None)
+        machine.connect(endpoint, provider, seconds)
+        return session
+
+    def _check_connect(
+        self, url: Any, token: TokenSource | None, timeout: Timeout
+    ) -> tuple[Endpoint | None, TokenProvider | None, float | None]:
+        config = self._env.config
+        endpoint = None if url is None else as_endpoint(url, allow_insecure=config.allow_insecure)
+        if isinstance(url, str):
+            check_host(parse_url(url, allow_insecure=config.allow_insecure).host, config)
+        provider = self._provider if token is None else as_provider(token)
+        if isinstance(url, str) and provider is None:
+            raise ConfigurationError("token", "neither the pool nor connect() was given one")
+        return endpoint, provider, check_timeout(timeout, config.wait_timeout)
+
+    def begin_connect(
+        self,
+        url: str | Callable[[], str] | Endpoint | None = None,
+        session_id: SessionId = _DEFAULT,
+        *,
+        token: TokenSource | None = None,
+    ) -> bool:
+        """Start what `connect` starts without waiting. Internal.
+
+        Returns:
+            False if a disconnect is under way; `observe` says when to try again.
+        """
+        endpoint, provider, _ = self._check_connect(url, token, None)
+        return self._get(session_id)[1].begin_connect(endpoint, provider)
+
+    def begin_disconnect(
+        self, session_id: SessionId = _DEFAULT, *, code: int | None = None, reason: str | None = None
+    ) -> None:
+        """Start what `disconnect` starts without waiting. Internal."""
+        check_close(code, reason)
+        found = self._find(session_id)
+        if found is not None:
+            found[1].begin_disconnect(code, reason)
+
+    def observe(self, session: Session, notify: Callable[[], None]) -> Callable[[], None]:
+        """Have `notify` called after every change of a session's state; it must not block. Internal.
+
+        Returns:
+            A function that ends it.
+        """
+        return self._get(session.id)[1].observe(notify)
+
+    def wait_online(self, session_id: SessionId = _DEFAULT, timeout: Timeout = DEFAULT_TIMEOUT) -> Session:
+        """Wait until a session is online; return it. See `Session.wait_online`."""
+        return self._get(session_id)[0].wait_online(timeout)
+
+    # -- disconnecting ------------------------------------------------------------------------------------
+
+    def disconnect(
+        self, session_id: SessionId = _DEFAULT, *, code: int | None = None, reason: str | None = None
+    ) -> None:
+        """Disconnect a session; return when its sockets are gone.
+
+        Ends a connect in flight, a reconnect and a switchover as well; whoever waits for one gets
+        `ConnectCancelled`. Takes at most `force_close_delay`. Joins a disconnect that is under way, whose
+        code then counts. Does nothing to a session that is idle or unknown.
+
+        Args:
+            session_id: By default the pool's default session.
+            code: 1000 or 3000...4999; None for 1000.
+            reason: At most 123 bytes in UTF-8; None for `Done`.
+
+        Raises:
+            ConfigurationError: If code or reason cannot be sent; nothing was changed.
+            LocalProtocolError: If called from the session's own endpoint or token provider.
+        """
+        check_close(code, reason)
+        found = self._find(session_id)
+        if found is not None:
+            found[0].disconnect(code=code, reason=reason)
+
+    def disconnect_all(self, *, code: int | None = None, reason: str | None = None) -> None:
+        """Disconnect every session, all at the same time; return when all their sockets are gone.
+
+        Args:
+            code: See `disconnect`.
+            reason: See `disconnect`.
+        """
+        check_close(code, reason)
+        if self._env.forked:
+            self._env.check_open()
+        machines = self._machines()
+        for machine in machines:
+            machine.refuse_own_connector("disconnect_all()")
+        tickets = [(machine, machine.begin_disconnect(code, reason)) for machine in machines]
+        for machine, ticket in tickets:
+            machine.wait_disconnected(ticket)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool for good: disconnect every session and wait for all threads.
+
+        Later calls of other methods raise `PoolClosed`; further closes do nothing. Inside a callback it
+        returns without waiting for callbacks. Threads that are still in user code, the resolver or a REST
+        call at the end are named in the log and end by themselves.
+
+        Args:
+            timeout: Seconds to wait, for everything together.
+
+        Raises:
+            ConfigurationError: If the timeout is not a number of seconds.
+        """
+        deadline = Deadline(check_timeout(timeout, None))
+        if self._env.forked:
+            return
+        with self._lock:
+            self._env.closed = True
+        machines = self._machines()
+        tickets = [(machine, machine.begin_disconnect(None, None, closing=True)) for machine in machines]
+        for machine, ticket in tickets:
+            machine.wait_disconnected(ticket, deadline.left())
+            machine.dispatcher.stop()
+        self._join(machines, deadline)
+
+    def _join(self, machines: list[SessionMachine], deadline: Deadline) -> None:
+        # Our own threads must not join dispatchers: two callbacks that close would wait for each other.
+        ours = threading.current_thread() in self._env.threads.alive()
+        skip = [machine.dispatcher.thread for machine in machines if machine.dispatcher.thread] if ours else []
+        left = self._env.threads.join(deadline, skip)
+        if left:
+            names = ", ".join(sorted(thread.name for thread in left))
+            logger.warning("%s closed, but these threads still run: %s", self.name, names)
+
+    def __enter__(self) -> ConnectionPool:
+        self._env.check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- sessions -----------------------------------------------------------------------------------------
+
+    def _name(self, session_id: SessionId) -> str:
+        if session_id is _DEFAULT:
+            return self._default_id
+        return check_session_id(session_id)
+
+    def _get(self, session_id: SessionId, made_up: bool = False) -> tuple[Session, SessionMachine]:
+        """Return a session, made if need be."""
+        name = self._name(session_id)
+        self._env.check_open()
+        with self._lock:
+            self._env.check_open()  # close() sets the flag under this lock
+            found = self._sessions.get(name)
+            if found is None:
+                machine = SessionMachine(name, self._env, self._forget)
+                found = self._sessions[name] = (Session(machine), machine)
+                if made_up:
+                    self._made_up.add(name)
+        return found
+
+    def _find(self, session_id: SessionId) -> tuple[Session, SessionMachine] | None:
+        name = self._name(session_id)
+        if self._env.forked:
+            self._env.check_open()
+        with self._lock:
+            return self._sessions.get(name)
+
+    def _machines(self) -> list[SessionMachine]:
+        with self._lock:
+            return [machine for _, machine in self._sessions.values()]
+
+    def _forget(self, session_id: str) -> None:
+        with self._lock:
+            if session_id in self._made_up:
+                self._made_up.discard(session_id)
+                del self._sessions[session_id]
+
+    def session(self, session_id: SessionId = _DEFAULT) -> Session:
+        """Return a session, idle if it was never connected, so that listeners can precede the connect."""
+        return self._get(session_id)[0]
+
+    def sessions(self) -> dict[str, Session]:
+        """Return the sessions by id, as they are now."""
+        with self._lock:
+            return {name: session for name, (session, _) in self._sessions.items()}
+
+    def is_online(self, session_id: SessionId = _DEFAULT) -> bool:
+        """Say whether a session is online at this moment; False if it is unknown."""
+        found = self._find(session_id)
+        return found is not None and found[0].online
+
+    @property
+    def any_online(self) -> bool:
+        """Whether any session is online at this moment. (`is_online()` speaks of the default one.)"""
+        return any(session.online for session in self.sessions().values())
+
+    # -- events -------------------------------------------------------------------------------------------
+
+    @overload
+    def on(self, event: str, callback: F, *, session_id: SessionId = ...) -> F: ...
+    @overload
+    def on(self, event: str, *, session_id: SessionId = ...) -> Callable[[F], F]: ...
+
+    def on(
+        self, event: str, callback: F | None = None, *, session_id: SessionId = _DEFAULT
+    ) -> F | Callable[[F], F]:
+        """Call `callback` with the payload of every such event; as a call or as a decorator.
+
+        Args:
+            event: `online`, `offline`, `offline.transient`, `offline.permanent`, `offline.replaced`,
+                `disconnected`, `connection_failed`, `sequence-mismatch`, `ping-pong-latency`,
+                `event:mercury_shutdown_imminent`, `…_switchover_complete`, `…_switchover_failed`; or
+                `event`, `event:<namespace>`, `event:<namespace>.<name>` for envelopes. With `:<session id>`
+                at its end, another session's.
+            callback: Takes the payload: an `Envelope`, or the event's own class. Runs on the session's
+                dispatcher thread; see `Session.on`.
+            session_id: Whose events; `ALL_SESSIONS` for everyone's. By default the pool's default session.
+
+        Returns:
+            The callback.
+
+        Raises:
+            ConfigurationError: If there is no such event, or the callback is not callable.
+            PoolClosed
+        """
+        return self._register(event, callback, session_id, once=False)
+
+    @overload
+    def once(self, event: str, callback: F, *, session_id: SessionId = ...) -> F: ...
+    @overload
+    def once(self, event: str, *, session_id: SessionId = ...) -> Callable[[F], F]: ...
+
+    def once(
+        self, event: str, callback: F | None = None, *, session_id: SessionId = _DEFAULT
+    ) -> F | Callable[[F], F]:
+        """Like `on`, for the next such event only."""
+        return self._register(event, callback, session_id, once=True)
+
+    def _register(
+        self, event: str, callback: F | None, session_id: SessionId, once: bool
+    ) -> F | Callable[[F], F]:
+        name, whose = self._whose(event, session_id)
+        self._env.check_open()
+        table = self._env.all_listeners if whose is None else self._get(whose)[1].listeners
+
+        def register(function: F) -> F:
+            table.add(name, function, once=once)
+            return function
+
+        return register if callback is None else register(callback)
+
+    def off(
+        self, event: str, callback: Callback | None = None, *, session_id: SessionId = _DEFAULT
+    ) -> None:
+        """Take a callback back, or with None all of this event. Unknown ones are ignored."""
+        name, whose = self._whose(event, session_id)
+        if whose is None:
+            self._env.all_listeners.remove(name, callback)
+        else:
+            found = self._find(whose)
+            if found is not None:
+                found[1].listeners.remove(name, callback)
+
+    def _whose(self, event: str, session_id: SessionId) -> tuple[str, str | None]:
+        """Return an event's plain name and its session, None for all."""
+        name, suffix = parse_event_name(event)
+        if suffix is not None:
+            if session_id is not _DEFAULT and session_id != suffix:
+                raise ConfigurationError("session_id", f"{event!r} names session {suffix!r}, not {session_id!r}")
+            return name, suffix
+        return name, None if session_id is ALL_SESSIONS else self._name(session_id)
+
+    def __repr__(self) -> str:
+        what = ", ".join(f"{name}: {one.state.value}" for name, one in sorted(self.sessions().items()))
+        return f"<ConnectionPool {self.name!r}{' closed' if self._env.closed else ''} [{what}]>"
+
+
+def _say_goodbye(limit: float = 1.0) -> None:
+    """At exit: queue the close frames of all pools first, then wait for all of them together.
+
+    Starts no thread (Python 3.12 refuses to at this point); the readers, being daemons, still run.
+    """
+    leaving = []
+    for pool in list(_pools):
+        if pool._env.forked or pool._env.closed:
+            continue
+        pool._env.closed = True
+        for machine in pool._machines():
+            if machine.state in BUSY:
+                machine.dispatcher.stop()
+                leaving.append((machine, machine.begin_disconnect(None, None, closing=True)))
+    deadline = time.monotonic() + limit
+    for machine, ticket in leaving:
+        machine.wait_disconnected(ticket, max(0.0, deadline - time.monotonic()))
+
+
+atexit.register(_say_goodbye)

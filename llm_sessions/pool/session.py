@@ -1,0 +1,240 @@
+"""The public handle of one session."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, overload
+
+from .. import _json
+from ..connection.transport import LinkBroken
+from ..errors import ConfigurationError, ConnectionLost, NotOnline, WaitTimeout
+from ..protocol.closing import check_close
+from ..protocol.events import parse_event_name
+from ..protocol.state import BUSY, ONLINE, SessionState
+from .config import check_seconds
+
+if TYPE_CHECKING:
+    from .listeners import Callback
+    from .machine import SessionMachine
+
+__all__ = ["DEFAULT_TIMEOUT", "Session", "Timeout", "check_timeout"]
+
+F = TypeVar("F", bound="Callback")
+
+
+class _Default(enum.Enum):
+    """Stands for the pool's `wait_timeout` where None means no limit."""
+
+    TIMEOUT = "the pool's wait_timeout"
+
+    def __repr__(self) -> str:
+        return f"<{self.value}>"
+
+
+DEFAULT_TIMEOUT: Final = _Default.TIMEOUT
+Timeout = Union[float, None, _Default]
+
+
+def check_timeout(timeout: Timeout, default: float | None) -> float | None:
+    """Return a caller's timeout in seconds, None for no limit.
+
+    Raises:
+        ConfigurationError: If it is not None or a number of seconds of at least 0.
+    """
+    if isinstance(timeout, _Default):
+        return default
+    if timeout is not None:
+        check_seconds("timeout", timeout, zero=True)
+    return timeout
+
+
+class Session:
+    """One session of a pool. Get it from `ConnectionPool.connect` or `.session`; it lives as long as its pool.
+
+    Disconnecting and connecting again keeps it and its listeners. Safe to use from any thread and from any
+    callback.
+    """
+
+    __slots__ = ("_machine",)
+
+    def __init__(self, machine: SessionMachine) -> None:
+        self._machine = machine
+
+    @property
+    def id(self) -> str:
+        """The session's key in its pool."""
+        return self._machine.session_id
+
+    @property
+    def state(self) -> SessionState:
+        """Where the session stands at this moment."""
+        return self._machine.state
+
+    @property
+    def online(self) -> bool:
+        """Whether `send` works at this moment."""
+        return self._machine.state in ONLINE
+
+    @property
+    def url(self) -> str | None:
+        """The URL that the active socket was opened for, as its endpoint gave it; None before the first."""
+        return self._machine.url
+
+    @property
+    def last_error(self) -> Exception | None:
+        """Why the last attempt failed or the last connection ended; None if nothing ever did."""
+        return self._machine.last_error
+
+    @property
+    def time_offset(self) -> float | None:
+        """Our wall clock minus the server's in seconds, by its newest message; None if unknown."""
+        link = self._machine.active
+        offset = link.time_offset if link is not None else None
+        return offset / 1000 if offset is not None else None
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds from the newest answered ping to its pong; None before the first."""
+        return self._machine.latency
+
+    def send(self, message: Mapping[str, Any] | str) -> None:
+        """Send one message; return once it is handed to the operating system whole.
+
+        Args:
+            message: An object to send as JSON, or text to send as it is.
+
+        Raises:
+            ConfigurationError: If it is neither, or cannot be written as JSON.
+            NotOnline: If the session is not online.
+            ConnectionLost: If the connection ended first, or took nothing for `send_timeout` seconds, which
+                ends it. Part of the message may have been sent.
+            PoolClosed
+        """
+        if isinstance(message, str):
+            try:
+                payload = message.encode()
+            except UnicodeEncodeError as exc:
+                raise ConfigurationError("message", f"cannot be encoded: {exc.reason}") from exc
+        elif isinstance(message, Mapping):
+            try:
+                payload = _json.dumps(dict(message))
+            except (TypeError, ValueError, RecursionError) as exc:
+                raise ConfigurationError("message", f"cannot be written as JSON: {exc}") from exc
+        else:
+            kind = type(message).__name__
+            raise ConfigurationError("message", f"must be a mapping or a string, not {kind}")
+        machine = self._machine
+        machine.env.check_open()
+        state, link = machine.state, machine.active
+        if state not in ONLINE or link is None:
+            raise NotOnline(self.id, f"it is {state.value}")
+        try:
+            link.send(payload, machine.env.config.send_timeout)
+        except LinkBroken as exc:
+            if exc.started:
+                raise ConnectionLost(self.id, 1006, str(exc)) from exc.__cause__
+            raise NotOnline(self.id, str(exc)) from exc.__cause__
+
+    def wait_online(self, timeout: Timeout = DEFAULT_TIMEOUT) -> Session:
+        """Wait until the session is online; return it.
+
+        Returns also if it was online for an instant since the call. A session that nobody has connected yet
+        is waited for.
+
+        Args:
+            timeout: Seconds; None for no limit; by default the pool's `wait_timeout`.
+
+        Raises:
+            WaitTimeout: If the time ran out.
+            ConnectCancelled: If it was disconnected meanwhile.
+            SessionError: Its error, if it has ended for good; at once.
+            PoolClosed
+        """
+        self._machine.wait_online(check_timeout(timeout, self._machine.env.config.wait_timeout))
+        return self
+
+    def wait_closed(self, timeout: float | None = None) -> None:
+        """Wait until nothing of the session is open or being opened; at once if it is idle or offline.
+
+        Args:
+            timeout: Seconds; None for no limit.
+
+        Raises:
+            WaitTimeout: If the time ran out.
+        """
+        seconds = check_timeout(timeout, None)
+        at_rest = (SessionState.IDLE, SessionState.OFFLINE)
+        if not self._machine.wait_state(lambda state: state in at_rest, seconds):
+            raise WaitTimeout(self.id, f"still {self.state.value} after {seconds} s")
+
+    def disconnect(self, *, code: int | None = None, reason: str | None = None) -> None:
+        """Disconnect; return when the session's sockets are gone. See `ConnectionPool.disconnect`."""
+        machine = self._machine
+        check_close(code, reason)
+        if machine.env.forked:
+            machine.env.check_open()
+        machine.refuse_own_connector("disconnect()")
+        machine.wait_disconnected(machine.begin_disconnect(code, reason))
+
+    def _own_name(self, event: str) -> str:
+        name, session_id = parse_event_name(event)
+        if session_id is not None and session_id != self.id:
+            raise ConfigurationError("event", f"{event!r} is another session's; this one is {self.id!r}")
+        return name
+
+    @overload
+    def on(self, event: str, callback: F) -> F: ...
+    @overload
+    def on(self, event: str) -> Callable[[F], F]: ...
+
+    def on(self, event: str, callback: F | None = None) -> F | Callable[[F], F]:
+        """Call `callback` with the payload of every such event of this session; also as a decorator.
+
+        Callbacks of a session run one after another, in the order of arrival, on the session's dispatcher
+        thread. One that raises is logged. They may call anything of this library.
+
+        Args:
+            event: See `ConnectionPool.on`; without a session id, or with this session's.
+            callback: Takes the payload.
+
+        Returns:
+            The callback.
+
+        Raises:
+            ConfigurationError: If there is no such event, or the callback is not callable.
+        """
+        return self._register(event, callback, once=False)
+
+    @overload
+    def once(self, event: str, callback: F) -> F: ...
+    @overload
+    def once(self, event: str) -> Callable[[F], F]: ...
+
+    def once(self, event: str, callback: F | None = None) -> F | Callable[[F], F]:
+        """Like `on`, for the next such event only."""
+        return self._register(event, callback, once=True)
+
+    def _register(self, event: str, callback: F | None, once: bool) -> F | Callable[[F], F]:
+        name = self._own_name(event)
+        self._machine.env.check_open()
+
+        def register(function: F) -> F:
+            self._machine.listeners.add(name, function, once=once)
+            return function
+
+        return register if callback is None else register(callback)
+
+    def off(self, event: str, callback: Callback | None = None) -> None:
+        """Take a callback back, or with None all of this event. Unknown ones are ignored.
+
+        A call that is running goes on; none begins after this returns on the dispatcher's own thread.
+        """
+        self._machine.listeners.remove(self._own_name(event), callback)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id!r} {self.state.value}>"
+
+    @property
+    def _busy(self) -> bool:
+        return self.state in BUSY

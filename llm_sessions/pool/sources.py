@@ -1,0 +1,194 @@
+"""Where a session's URL and token come from: endpoints and token providers.
+
+Both are asked on the session's connector thread, never under a lock, and may block (a REST call, a
+resolver): disconnecting does not wait for them. A source never sleeps; it raises, with a `retry_after`
+attribute in seconds if it knows one, and the pool waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Union, runtime_checkable
+
+from .._logging import without_secrets
+from ..errors import ConfigurationError
+from ..protocol.url import check_headers, parse_url
+
+__all__ = [
+    "AttemptInfo",
+    "Endpoint",
+    "StaticToken",
+    "Target",
+    "TokenProvider",
+    "TokenSource",
+    "UrlEndpoint",
+    "as_endpoint",
+    "as_provider",
+    "bearer",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where one attempt connects to.
+
+    Attributes:
+        url: `wss://…` (or `ws://`, to loopback). Its query keys are kept.
+        token: Access token for this attempt; None for the session's own.
+        headers: Extra headers of the opening handshake.
+    """
+
+    url: str
+    token: str | None = dataclasses.field(default=None, repr=False)
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+
+
+class AttemptInfo(Protocol):
+    """What an endpoint is told about the attempt that it is asked for."""
+
+    @property
+    def session_id(self) -> str:
+        """The session that connects."""
+
+    @property
+    def number(self) -> int:
+        """1 for the first attempt of a run."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody wants the answer any more. Check it after every wait, store nothing then."""
+
+
+class Endpoint:
+    """What the pool asks for a URL; derive from it. Endpoints that are equal are the same place.
+
+    Called on connector threads; one endpoint may serve several sessions at once.
+    """
+
+    def resolve(self, attempt: AttemptInfo) -> Target:
+        """Return where to connect to; asked afresh for every attempt.
+
+        Raises:
+            ConfigurationError: To end the run at once.
+            Exception: Anything else fails this attempt, which is retried, after `retry_after` seconds if
+                the exception has such an attribute.
+        """
+        raise TypeError(f"{type(self).__name__} must define resolve()")
+
+    def rejected(self, target: Target, error: Exception) -> None:
+        """Learn that a target is stale or its token was refused, so that the next one is fresh."""
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class UrlEndpoint(Endpoint):
+    """A fixed URL, or a callable that returns one for every attempt."""
+
+    url: str | Callable[[], str]
+
+    def resolve(self, attempt: AttemptInfo) -> Target:
+        return Target(self.url() if callable(self.url) else self.url)
+
+    def __str__(self) -> str:
+        return without_secrets(self.url) if isinstance(self.url, str) else "the URL that a callable returns"
+
+
+@runtime_checkable
+class TokenProvider(Protocol):
+    """Where access tokens come from. Called on connector threads, several at once."""
+
+    def get(self) -> str:
+        """Return the token to use now, with or without its scheme (`Bearer`)."""
+
+    def refresh(self, rejected: str) -> str:
+        """Return a token in place of `rejected`; the same one says that there is no other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticToken:
+    """A token that cannot be refreshed."""
+
+    token: str = dataclasses.field(repr=False)
+
+    def get(self) -> str:
+        return self.token
+
+    def refresh(self, rejected: str) -> str:
+        return self.token
+
+
+@dataclasses.dataclass(frozen=True)
+class _CalledToken:
+    call: Callable[[], str]
+
+    def get(self) -> str:
+        return self.call()
+
+    def refresh(self, rejected: str) -> str:
+        return self.call()
+
+
+TokenSource = Union[str, Callable[[], str], TokenProvider]
+"""What may be given as a token, in the order in which it is recognised: a provider, a callable, a string."""
+
+
+def as_provider(token: object, argument: str = "token") -> TokenProvider:
+    """Return a provider for whatever was given as a token.
+
+    Raises:
+        ConfigurationError: If it is none of the three, or a string that cannot be a header's value.
+    """
+    if isinstance(token, TokenProvider) and not isinstance(token, type):
+        return token
+    if callable(token):
+        return _CalledToken(token)
+    bearer(token, argument)
+    assert isinstance(token, str)
+    return StaticToken(token)
+
+
+def bearer(token: object, argument: str = "token") -> str:
+    """Return a token as it is sent: with `Bearer` in front unless it has it.
+
+    Raises:
+        ConfigurationError: If it is no usable string. The text never quotes it.
+    """
+    if not isinstance(token, str):
+        kind = type(token).__name__
+        raise ConfigurationError(argument, f"must be a string, a callable or a TokenProvider, not {kind}")
+    bare = token[7:] if token.startswith("Bearer ") else token
+    if not bare or not bare.isascii() or any(ch <= " " or ch == "\x7f" for ch in bare):
+        raise ConfigurationError(argument, "must be non-empty printable ASCII without spaces")
+    return f"Bearer {bare}"
+
+
+def as_endpoint(url: Any, *, allow_insecure: bool) -> Endpoint:
+    """Return an endpoint for whatever was given as a URL.
+
+    Raises:
+        ConfigurationError: If it is no WebSocket URL, callable, or Endpoint.
+    """
+    if isinstance(url, Endpoint):
+        return url
+    if isinstance(url, str):
+        parse_url(url, allow_insecure=allow_insecure)
+    elif not callable(url):
+        raise ConfigurationError(
+            "url", f"must be a string, a callable or an Endpoint, not {type(url).__name__}"
+        )
+    return UrlEndpoint(url)
+
+
+def check_target(target: object) -> Target:
+    """Refuse what an endpoint must not return.
+
+    Raises:
+        ConfigurationError: If it is no Target, or its headers are not usable.
+    """
+    if not isinstance(target, Target):
+        raise ConfigurationError("url", f"the endpoint must return a Target, not {type(target).__name__}")
+    check_headers(target.headers)
+    return target

@@ -1,0 +1,97 @@
+"""Metadata of the distribution. Tool settings are in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """Read the version as text: importing the package would need its dependencies."""
+    text = (HERE / "llm_sessions" / "_version.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.M)
+    if found is None:
+        raise RuntimeError('llm_sessions/_version.py has no line: __version__ = "…"')
+    return found[1]
+
+
+def readme() -> str:
+    path = HERE / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+RUNTIME = [
+    # Only the opening handshake, over a stream of ours (`socket=`): the same from 1.8.0 to 1.9.2, but that a
+    # redirect raises from 1.9.1 on and is returned before, so the status is checked. 1.9.1 has a broken
+    # WebSocketApp.close: that is nothing to us, but to programs that use both.
+    "websocket-client>=1.8,!=1.9.1",
+    "requests>=2.31",  # does not leak Proxy-Authorization over redirects
+    "backoff>=2.2,<3",  # only its generators; 2.0 changed how they start, so a 3.0 may too
+    "PyJWT>=2.8",
+]
+TESTING = ["h11>=0.14", "wsproto>=1.2", "trustme>=1.1"]
+SPEED = ["orjson>=3.10"]
+CLI = ["rich>=13.7"]
+SOCKS = ["python-socks>=2.4"]
+DEV = [
+    *TESTING,
+    *SPEED,
+    *CLI,
+    *SOCKS,
+    "coverage>=7.10",
+    "hypothesis>=6.100",
+    "mypy>=2.4,<2.5",  # a new release finds new errors: moving on is a change of its own
+    "pytest>=9",  # faulthandler_exit_on_timeout
+    "pytest-cov>=6",
+    "pytest-randomly>=3.16",
+    "pytest-timeout>=2.3",
+    "responses>=0.25",
+    "ruff>=0.17.5,<0.18",  # its formatter changes between minor releases, and `make check` compares
+    "types-requests>=2.31",
+]
+
+setup(
+    name="llm-sessions",
+    version=version(),
+    description="Many Webex data channel sockets at once, for programs that use threads",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    author="the llm_sessions authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords=["webex", "mercury", "llm", "data channel", "websocket", "threads"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Communications :: Conferencing",
+        "Topic :: Software Development :: Libraries :: Python Modules",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.10",
+    packages=find_packages(include=["llm_sessions*"]),
+    package_data={"llm_sessions": ["py.typed"]},
+    zip_safe=False,
+    install_requires=RUNTIME,
+    extras_require={
+        "testing": TESTING,
+        "speed": SPEED,
+        "cli": CLI,
+        "socks": SOCKS,
+        "examples": TESTING,  # the examples talk to the LocalServer
+        "docs": ["sphinx>=7.2", "myst-parser>=3", "furo>=2024.1.29"],
+        "dev": DEV,
+    },
+    entry_points={"console_scripts": ["llm-sessions = llm_sessions.cli.main:main"]},
+)
