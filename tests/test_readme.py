@@ -1,0 +1,68 @@
+"""The README's code runs as it stands, and says what is true."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from llm_sessions.protocol.state import SessionState
+from llm_sessions.testing.server import LocalServer
+from tests.support import LONG, Background
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def main_server(monkeypatch: pytest.MonkeyPatch) -> LocalServer:
+    with LocalServer() as server:
+        monkeypatch.setenv("WEBEX_TOKEN", "token")
+        monkeypatch.setenv("WEBEX_URL", server.url("main"))
+        monkeypatch.setenv("PRACTICE_URL", server.url("practice"))
+        monkeypatch.setenv("SECONDS", str(LONG))
+        yield server
+        assert server.violations == []
+
+
+def run(block: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    return printed.getvalue()
+
+
+def test_one_session(main_server: LocalServer) -> None:
+    running = Background(lambda: run(BLOCKS[0]))
+    main_server.wait_live("main")
+    main_server.publish({"text": "hello"}, session="main")
+    connection = main_server.live("main")[0]
+    main_server.wait_for(lambda: any(one.get("type") == "publishRequest" for one in connection.received))
+    main_server.wait_for(lambda: len(connection.acks) >= 3)  # ready, pong, caption
+    main_server.close_session("main", code=1000, reason="the meeting is over")
+    assert running.result() == "hello\n"
+
+
+def test_several_sessions(main_server: LocalServer) -> None:
+    printed = run(BLOCKS[1])
+    assert printed.count("practice went offline: 3050 done (permanent)") == 1
+    assert printed.count("main went offline: 1000 Done") == 1
+    practice, main = main_server.connections("practice"), main_server.connections("main")
+    assert [(one.close_code, one.close_reason) for one in practice] == [(3050, "done (permanent)")]
+    assert [(one.close_code, one.close_reason) for one in main] == [(1000, "Done")]
+
+
+def test_testing_your_own_code() -> None:
+    assert run(BLOCKS[2]) == ""
+
+
+def test_there_is_no_code_that_no_test_runs() -> None:
+    assert len(BLOCKS) == 3
+
+
+def test_the_states_are_the_real_ones() -> None:
+    row = next(line for line in README.splitlines() if line.startswith("| **States**"))
+    assert re.findall(r"`([a-z]+)`", row) == [state.value for state in SessionState]
