@@ -10,7 +10,7 @@ flood until the last message is with its listener. The server is another process
 pool take turns, and the ratio is that of two neighbours: a machine that slows down meanwhile slows both.
 
 Look at `others` before you believe a figure of many sessions. Threads fight for the GIL only where a second
-core is free to wake them: on two idle cores raw takes some 115 µs a message with 100 sessions, and 35 when
+core is free to wake them: on two idle cores raw takes some 115 µs a message with 100 sessions, 30 to 40 when
 other programs keep a core busy (`others` near 1) or under `taskset -c 0`.
 """
 
