@@ -1,4 +1,4 @@
-"""JSON in and out: orjson parses when it is installed, the standard library otherwise, alike in every respect.
+"""JSON in and out: orjson parses if it is installed, the standard library otherwise, alike in every respect.
 
 The two differ in what they let through (NaN, lone surrogates, numbers beyond 64 bits, depth), so the
 standard parser is held to orjson's rules, and both to one depth limit. Writing is never hot here (acks are
@@ -50,43 +50,35 @@ def _refuse_constant(text: str) -> None:
 _decode = json.JSONDecoder(
     parse_float=_parse_float, parse_int=_parse_int, parse_constant=_refuse_constant
 ).decode
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+# Group 1 is a surrogate without its other half. In valid JSON a backslash is always the start of an escape.
+_ESCAPE_IN_TEXT = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F])|.)"
+)
 
 dump_text: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 """Compact JSON of a value as `str`; see `dumps` for what it raises."""
 
 
-def _standard_loads(payload: bytes) -> Any:
-    try:
-        text = str(payload, "utf-8")
-        value = _decode(text)
-        if _ESCAPED_SURROGATE.search(text) is not None:
-            # A pair has become one character; one that stands alone cannot be encoded.
-            dumps(value)
-    except (ValueError, RecursionError) as exc:
-        raise BadJSON(str(exc)) from exc
+def _standard_parse(payload: bytes) -> Any:
+    text = str(payload, "utf-8")
+    value = _decode(text)
+    if "\\u" in text and any(match[1] for match in _ESCAPE_IN_TEXT.finditer(text)):
+        raise BadJSON("a surrogate stands alone")
     return value
 
 
-def _choose_loads() -> tuple[str, Callable[[bytes], Any]]:
+def _choose_parser() -> tuple[str, Callable[[bytes], Any]]:
     if os.environ.get("LLM_SESSIONS_JSON") != "json":
         try:
             import orjson
         except ImportError:
             pass
         else:
-
-            def orjson_loads(payload: bytes) -> Any:
-                try:
-                    return orjson.loads(payload)
-                except ValueError as exc:
-                    raise BadJSON(str(exc)) from exc
-
-            return "orjson", orjson_loads
-    return "json", _standard_loads
+            return "orjson", orjson.loads
+    return "json", _standard_parse
 
 
-BACKEND, _loads = _choose_loads()
+BACKEND, _parse = _choose_parser()
 
 
 def loads(payload: bytes) -> Any:
@@ -99,9 +91,16 @@ def loads(payload: bytes) -> Any:
         BadJSON: If it is not JSON (RFC 8259; no NaN, no lone surrogates), not UTF-8, holds a number
             beyond a double, or is nested deeper than `MAX_DEPTH`.
     """
-    if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _too_deep(payload):
+    if (
+        len(payload) > 2 * MAX_DEPTH  # each level has two brackets
+        and payload.count(b"[") + payload.count(b"{") > MAX_DEPTH
+        and _too_deep(payload)
+    ):
         raise BadJSON(f"nested deeper than {MAX_DEPTH} levels")
-    return _loads(payload)
+    try:
+        return _parse(payload)
+    except (ValueError, RecursionError) as exc:
+        raise BadJSON(str(exc)) from exc
 
 
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))

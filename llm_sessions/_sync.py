@@ -173,9 +173,15 @@ class ThreadGroup:
             return list(self._alive)
 
     def join(self, deadline: Deadline, skip: Iterable[threading.Thread] = ()) -> list[threading.Thread]:
-        """Wait for all threads but the calling one and `skip`; return those still alive at the deadline."""
+        """Wait for all threads but the calling one and `skip`; return those still alive at the deadline.
+
+        What a thread spawns while it is waited for is waited for too.
+        """
         left_out = {threading.current_thread(), *skip}
-        for thread in self.alive():
-            if thread not in left_out and thread.ident is not None:
+        seen = set(left_out)
+        # Not alive yet is one that another thread is about to start: it cannot be joined.
+        while found := [thread for thread in self.alive() if thread not in seen and thread.is_alive()]:
+            for thread in found:
                 thread.join(deadline.left())
+            seen.update(found)
         return [thread for thread in self.alive() if thread not in left_out and thread.is_alive()]

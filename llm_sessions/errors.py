@@ -247,9 +247,12 @@ def fresh_copy(error: E) -> E:
     """Return an equal exception with the same cause and no traceback.
 
     An outcome that many threads wait for is one exception; raising one object from each of them would
-    let its traceback grow with every raise.
+    let its traceback grow with every raise. A class of the user's that cannot be copied is returned itself.
     """
-    twin = copy.copy(error)
+    try:
+        twin = copy.copy(error)
+    except Exception:  # noqa: BLE001  # whatever the user's __init__ raises: the error itself says more
+        return error
     twin.__cause__ = error.__cause__
     twin.__suppress_context__ = error.__suppress_context__
     return twin.with_traceback(None)

@@ -21,16 +21,9 @@ from typing import Final
 from .._sync import CONNECTION, Deadline, ThreadGroup, make_lock
 from ..protocol.closing import Failure
 from ..protocol.frames import FrameDecoder, FrameEncoder
-from ..protocol.mercury import EndCause, Ended, MercuryProtocol, Opened
-from .stream import (
-    READ_SIZE,
-    AddressInfo,
-    Stream,
-    StreamAborted,
-    StreamBroken,
-    StreamError,
-    StreamTimeout,
-)
+from ..protocol.mercury import EndCause, Ended, Event, MercuryProtocol, Opened
+from .stream import READ_SIZE, AddressInfo, Stream
+from .stream_errors import StreamAborted, StreamBroken, StreamError, StreamTimeout
 from .transport import AttemptFailed, LinkBroken, LinkOwner, OpenRequest
 from .upgrade import upgrade
 
@@ -79,7 +72,8 @@ class Connection:
         self._resolve = resolver
         self._clock = clock
         self._stream = Stream(clock=clock)
-        # Guards the protocol and the order of its frames in the outbox. Rank 30; the stream's is taken under it.
+        # Guards the protocol and the order of its frames in the outbox. Rank 30; the stream's lock is taken
+        # under it.
         self._lock = make_lock("connection", CONNECTION)
         self._protocol: MercuryProtocol | None = None
         self._encoder = FrameEncoder(os.urandom)
@@ -98,7 +92,7 @@ class Connection:
             try:
                 found = self._resolve(address.host, address.port)
             except (OSError, UnicodeError) as exc:
-                raise AttemptFailed(Failure.NETWORK, f"cannot resolve {address.host}: {exc}") from exc
+                raise AttemptFailed(Failure.NETWORK, f"cannot resolve {address}: {exc}") from exc
             deadline = Deadline(request.open_timeout, self._clock)
             try:
                 self._stream.open(found, deadline, tls=request.ssl_context, host=address.host)
@@ -133,7 +127,7 @@ class Connection:
                 Failure.NETWORK, f"{address} did not answer within {self._request.open_timeout} s"
             )
         if isinstance(error, StreamAborted):
-            return AttemptFailed(Failure.NETWORK, "the attempt was ended")
+            return AttemptFailed(Failure.NETWORK, f"the attempt to reach {address} was ended")
         if isinstance(cause, ssl.SSLCertVerificationError):
             return AttemptFailed(
                 Failure.UNTRUSTED, f"the certificate of {address} is not valid: {cause.verify_message}"
@@ -185,41 +179,35 @@ class Connection:
             if self._full and self._resumed.is_set():
                 self._resume(protocol, now)
             reading = protocol.closing or not (self._full or self._stuck(now))
-            deadline = self._next_deadline(protocol)
-            if not (more and reading):
-                more = self._stream.wait(
-                    None if deadline is None else max(0.0, deadline - now), reading=reading
-                )
-            data = self._stream.read() if more and reading else None
+            left = self._time_left(protocol, now)
+            # An answer that came in time may still lie unread, behind others or because this process was
+            # stopped for a while. So a deadline counts only when a read after it found nothing.
+            due = left is not None and left <= 0
+            readable = reading if more or due else self._stream.wait(left, reading=reading)
+            data = self._stream.read() if readable else None
+            more = data is not None and len(data) >= READ_SIZE
             if data is not None:
-                more = len(data) >= READ_SIZE
+                self._overdue = self._overdue + len(data) if due else 0
                 self._take(protocol, data)
-                self._overdue += len(data)
-            else:
-                more = False
-            self._keep_time(protocol, drained=data is None)
+            if due and (data is None or self._overdue > _MAX_OVERDUE_BYTES):
+                self._keep_time(protocol, now)
 
-    def _keep_time(self, protocol: MercuryProtocol, *, drained: bool) -> None:
-        # An answer that came in time may still lie unread, behind others or because this process was
-        # stopped for a while; so a deadline counts only when there is nothing left to read.
-        now = self._clock()
-        deadline = protocol.next_deadline()
-        if deadline is None or now < deadline:
-            self._overdue = 0
-        elif drained or self._overdue > _MAX_OVERDUE_BYTES:
-            self._overdue = 0
-            with self._lock:
-                protocol.handle_timeout(now)
-                self._send_own(protocol)
-        if self._stuck_since is not None and now - self._stuck_since >= self._request.send_timeout:
+    def _keep_time(self, protocol: MercuryProtocol, now: float) -> None:
+        self._overdue = 0
+        with self._lock:
+            protocol.handle_timeout(now)
+            self._send_own(protocol)
+        if protocol.closing or self._stuck_since is None:  # closing has its own deadline
+            return
+        if now - self._stuck_since >= self._request.send_timeout:
             raise StreamBroken("the peer reads nothing")
 
-    def _next_deadline(self, protocol: MercuryProtocol) -> float | None:
+    def _time_left(self, protocol: MercuryProtocol, now: float) -> float | None:
         deadline = protocol.next_deadline()
-        if self._stuck_since is not None:
+        if self._stuck_since is not None and not protocol.closing:
             stuck = self._stuck_since + self._request.send_timeout
             deadline = stuck if deadline is None else min(deadline, stuck)
-        return deadline
+        return None if deadline is None else deadline - now
 
     def _stuck(self, now: float) -> bool:
         if self._stream.own_unsent <= _MAX_OWN_UNSENT:
@@ -240,10 +228,12 @@ class Connection:
         if opening and protocol.ready:
             # What came before ready is delivered before `online`, the rest after it.
             at = next(n for n, event in enumerate(events) if isinstance(event, Opened))
-            if at:
-                self._owner.link_received(self, events[:at])
+            self._deliver(protocol, events[:at])
             self._owner.link_ready(self)
             events = events[at + 1 :]
+        self._deliver(protocol, events)
+
+    def _deliver(self, protocol: MercuryProtocol, events: list[Event]) -> None:
         if events and not self._owner.link_received(self, events):
             self._full = True
             with self._lock:

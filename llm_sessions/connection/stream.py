@@ -5,7 +5,8 @@ reader) reads, waits, and is the only one to release the descriptor. Any thread 
 aborts. The lock guards the TLS object with its BIOs, the outbox and the descriptor; nothing waits under it.
 
 What ends each wait: an event on the socket, the waker (deadline changes, abort), the timeout. `abort` sets
-the flag, shuts the raw socket down (that wakes every poll) and rings the waker, in that order, under the lock.
+the flag, shuts the raw socket down (that wakes every poll) and rings the waker, in that order, under the
+lock.
 
 TLS is an `SSLObject` on two memory BIOs over the raw socket: OpenSSL forbids two threads in one object, and
 an `SSLSocket` that waits in the middle of a write cannot serve a key update that the peer asks for.
@@ -13,12 +14,8 @@ an `SSLSocket` that waits in the middle of a write cannot serve a key update tha
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import errno
-import math
 import os
-import select
 import socket
 import ssl
 import threading
@@ -27,199 +24,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from .._sync import STREAM, Deadline, make_lock
+from .outbox import Outbox
+from .poll import POLLBAD, POLLIN, POLLOUT, Waker, milliseconds, new_poll
+from .stream_errors import StreamAborted, StreamBroken, StreamClosed, StreamError, StreamTimeout
+from .tls import TLS
 
-__all__ = ["AddressInfo", "Stream", "StreamAborted", "StreamBroken", "StreamClosed", "StreamError", "StreamTimeout"]
+__all__ = ["READ_SIZE", "AddressInfo", "Stream"]
 
 AddressInfo = tuple[int, int, int, str, tuple[object, ...]]
 """What `socket.getaddrinfo` returns."""
 
 READ_SIZE: Final = 64 * 1024
-_WRITE_SIZE: Final = 64 * 1024
-_BIO_STEP: Final = 16 * 1024  # a memory BIO never shrinks
 _MIN_ADDRESS_SHARE: Final = 0.25  # seconds
-
-
-class StreamError(Exception):
-    """Base of this module's errors; none is an OSError, so that websocket-client lets them pass."""
-
-
-class StreamTimeout(StreamError):
-    """The deadline passed."""
-
-
-class StreamAborted(StreamError):
-    """`abort` was called."""
-
-
-class StreamClosed(StreamError):
-    """The peer ended the stream."""
-
-
-class StreamBroken(StreamError):
-    """The network or TLS failed; `__cause__` says how."""
-
-
-class _Waker:
-    """A descriptor that makes a poll return."""
-
-    def __init__(self) -> None:
-        self._event = self._ends = None
-        if hasattr(os, "eventfd"):
-            self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        else:  # two descriptors instead of one, but everywhere
-            self._ends = socket.socketpair()
-            for end in self._ends:
-                end.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._event if self._ends is None else self._ends[0].fileno()
-
-    def ring(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: it is ringing already
-            if self._ends is None:
-                os.eventfd_write(self._event, 1)
-            else:
-                self._ends[1].send(b"!")
-
-    def quiet(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it rang, and was heard before
-            if self._ends is None:
-                os.eventfd_read(self._event)
-            else:
-                self._ends[0].recv(4096)
-
-    def close(self) -> None:
-        if self._ends is None:
-            os.close(self._event)
-        else:
-            for end in self._ends:
-                end.close()
-
-
-class _SelectPoll:
-    """`select.poll` for systems that have none (Windows)."""
-
-    def __init__(self) -> None:
-        self._events: dict[int, int] = {}
-
-    def register(self, fileobj: Any, events: int) -> None:
-        self._events[fileobj if isinstance(fileobj, int) else fileobj.fileno()] = events
-
-    def unregister(self, fileobj: Any) -> None:
-        del self._events[fileobj.fileno()]
-
-    def poll(self, timeout: int | None) -> list[tuple[int, int]]:
-        reading = [fd for fd, events in self._events.items() if events & POLLIN]
-        writing = [fd for fd, events in self._events.items() if events & POLLOUT]
-        # A connect that failed is an exceptional condition on Windows, not writability.
-        got = select.select(reading, writing, writing, None if timeout is None else timeout / 1000)
-        found: dict[int, int] = {}
-        for fds, event in zip(got, (POLLIN, POLLOUT, POLLOUT), strict=True):
-            for fd in fds:
-                found[fd] = found.get(fd, 0) | event
-        return list(found.items())
-
-
-POLLIN: Final = getattr(select, "POLLIN", 1)
-POLLOUT: Final = getattr(select, "POLLOUT", 4)
-_POLLBAD: Final = getattr(select, "POLLERR", 8) | getattr(select, "POLLHUP", 16)
-
-
-def _new_poll() -> Any:
-    return select.poll() if hasattr(select, "poll") else _SelectPoll()
-
-
-class _Outbox:
-    """Frames on their way out, in order. Guarded by the stream's lock."""
-
-    def __init__(self) -> None:
-        self._queue: collections.deque[tuple[memoryview, bool]] = collections.deque()
-        self.posted = 0  # bytes ever put in
-        self.written = 0  # bytes that have left, or were dropped
-        self.own_unsent = 0  # bytes of the reader's own frames (acks, pings, pongs) that have not left
-        self._taken = self._taken_own = 0
-
-    def put(self, data: bytes, own: bool) -> int:
-        """Append a frame; return the value that `written` reaches when it has left."""
-        self._queue.append((memoryview(data), own))
-        self.posted += len(data)
-        if own:
-            self.own_unsent += len(data)
-        return self.posted
-
-    def take(self) -> bytes | memoryview:
-        """Return the next piece to write; empty if there is none. `done` must follow."""
-        pieces: list[memoryview] = []
-        self._taken = self._taken_own = 0
-        while self._queue and self._taken < _WRITE_SIZE:
-            piece, own = self._queue.popleft()
-            room = _WRITE_SIZE - self._taken
-            if len(piece) > room:
-                self._queue.appendleft((piece[room:], own))
-                piece = piece[:room]
-            pieces.append(piece)
-            self._taken += len(piece)
-            self._taken_own += len(piece) if own else 0
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def done(self) -> None:
-        self.written += self._taken
-        self.own_unsent -= self._taken_own
-        self._taken = self._taken_own = 0
-
-    def drop(self) -> None:
-        self._queue.clear()
-        self.own_unsent = self._taken = self._taken_own = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._queue)
-
-
-class _TLS:
-    """The TLS engine: ciphertext in, plaintext out, and back. Guarded by the stream's lock."""
-
-    def __init__(self, context: ssl.SSLContext, host: str) -> None:
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-
-    def shake_hands(self) -> bool:
-        """Go on with the handshake; say whether it is complete."""
-        try:
-            self._object.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def feed(self, data: bytes) -> None:
-        """Take ciphertext during the handshake."""
-        self._incoming.write(data)
-
-    def decrypt(self, data: bytes) -> tuple[bytes, bool]:
-        """Return the plaintext that `data` completes, and whether the peer has ended the stream."""
-        pieces: list[bytes] = []
-        view = memoryview(data)
-        start = 0
-        while True:
-            self._incoming.write(view[start : start + _BIO_STEP])
-            start += _BIO_STEP
-            try:
-                while piece := self._object.read(READ_SIZE):
-                    pieces.append(piece)
-                return b"".join(pieces), True
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLZeroReturnError:
-                return b"".join(pieces), True
-            if start >= len(data):
-                return b"".join(pieces), False
-
-    def encrypt(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._object.write(view) :]
-
-    def ciphertext(self) -> bytes:
-        return self._outgoing.read() if self._outgoing.pending else b""
 
 
 class Stream:
@@ -234,21 +50,22 @@ class Stream:
         # Guards everything below but what is said to be the reader's own. Rank 35.
         self._lock = make_lock("stream", STREAM)
         self._nobody_polls = threading.Condition(self._lock)
-        self._pollers = 0  # senders that wait for the descriptor to become writable
+        # Senders that wait for the descriptor to become writable. A set, not a count: an interrupt between
+        # any two steps leaves it right, and `release` waits for it.
+        self._pollers: set[object] = set()
         self._ended = False  # aborted or released; never goes back
         self._released = False
         self._sealed = False  # the close frame is in the outbox; nothing follows it
         self._broken: Exception | None = None  # why writing failed
         self._sock: socket.socket | None = None
-        self._waker: _Waker | None = None
-        self._tls: _TLS | None = None
-        self._outbox = _Outbox()
-        self._head: memoryview | None = None  # what has been taken from the outbox and not wholly written
+        self._waker: Waker | None = None
+        self._tls: TLS | None = None
+        self._outbox = Outbox()
         # The waiting thread's own: the connector's first, then the reader's.
         self._poll: Any = None
         self._polled_for = 0
         self._glued = b""  # plaintext that came with the last bytes of the TLS handshake
-        self._eof = False  # the plaintext ended; what came before it has been returned
+        self._eof = False  # the plaintext ended; what came before it may still be glued
 
     # -- opening: one thread --------------------------------------------------------------------------
 
@@ -266,7 +83,10 @@ class Stream:
         with self._lock:
             if self._ended:
                 raise StreamAborted
-            self._waker = _Waker()
+            try:
+                self._waker = Waker()
+            except OSError as exc:  # out of descriptors
+                raise StreamBroken(str(exc)) from exc
         last: StreamError = StreamBroken("the host name has no address")
         for number, address in enumerate(addresses):
             share = deadline.left()
@@ -299,7 +119,8 @@ class Stream:
             error = sock.connect_ex(where)
             if error in (errno.EINPROGRESS, errno.EWOULDBLOCK):
                 self._start_polling(sock)
-                self._wait_until(POLLOUT, deadline)
+                while not self._wait_until(POLLOUT, deadline):
+                    pass  # time to look at the deadline, or a bell that was not for us
                 error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             elif not error:
                 self._start_polling(sock)
@@ -318,14 +139,14 @@ class Stream:
 
     def _start_polling(self, sock: socket.socket) -> None:
         assert self._waker is not None
-        self._poll = _new_poll()
+        self._poll = new_poll()
         self._poll.register(self._waker.fileno(), POLLIN)
         self._polled_for = 0
 
     def _start_tls(self, context: ssl.SSLContext, host: str, deadline: Deadline) -> None:
         try:
             with self._lock:
-                self._tls = tls = _TLS(context, host)
+                self._tls = tls = TLS(context, host)
             while True:
                 with self._lock:
                     try:
@@ -333,7 +154,7 @@ class Stream:
                     finally:
                         # Also when it fails: the peer should get our alert.
                         flushed = self._flush()
-                if complete:
+                if complete and flushed:
                     # A server may speak first; what came with its last flight is already in the BIO.
                     with self._lock:
                         self._glued, self._eof = tls.decrypt(b"")
@@ -346,16 +167,19 @@ class Stream:
                 if data is not None:
                     with self._lock:
                         tls.feed(data)
-        except (ssl.SSLError, ssl.CertificateError) as exc:
+        except StreamClosed as exc:
+            raise StreamBroken("the connection was closed during the TLS handshake") from exc
+        except (ssl.SSLError, ValueError) as exc:  # ValueError: no certificate could have such a host name
             raise StreamBroken(str(exc)) from exc
 
-    def _wait_until(self, events: int, deadline: Deadline) -> None:
+    def _wait_until(self, events: int, deadline: Deadline) -> int:
         left = deadline.left()
         if left == 0.0:
             raise StreamTimeout
-        self._poll_once(events, left)
+        got = self._poll_once(events, left)
         if self._ended:
             raise StreamAborted
+        return got
 
     def read_within(self, deadline: Deadline) -> bytes:
         """Return the next bytes; for the upgrade. Bytes that are there win over the deadline.
@@ -379,13 +203,18 @@ class Stream:
         Args:
             timeout: Seconds; None for no limit.
             reading: False leaves what the peer sends in the kernel.
+
+        Raises:
+            StreamAborted
         """
-        if self._glued and reading:
-            return True
-        unsent = self._head is not None or bool(self._outbox)
+        if reading and (self._glued or self._eof or self._broken is not None):
+            return True  # nothing more need come: TLS may have ended and TCP not
+        unsent = bool(self._outbox)
         events = (POLLIN if reading else 0) | (POLLOUT if unsent else 0)
         got = self._poll_once(events, timeout)
-        if got & (POLLOUT | _POLLBAD) and unsent:
+        if self._ended:
+            raise StreamAborted  # also to a reader that does not read
+        if got & (POLLOUT | POLLBAD) and unsent:
             with self._lock:
                 self._flush()
         return reading and bool(got & ~POLLOUT)
@@ -401,7 +230,7 @@ class Stream:
                 poll.register(sock, events)
             self._polled_for = events
         got = 0
-        for descriptor, found in poll.poll(None if timeout is None else math.ceil(timeout * 1000)):
+        for descriptor, found in poll.poll(milliseconds(timeout)):
             if descriptor == waker.fileno():
                 waker.quiet()
             else:
@@ -416,23 +245,24 @@ class Stream:
         Raises:
             StreamAborted, StreamClosed, StreamBroken
         """
+        data: bytes | None
         if self._glued:
             data, self._glued = self._glued, b""
             return data
-        if self._eof:
-            raise StreamClosed
-        data_or_none = self._receive()
-        if data_or_none is None or self._tls is None:
-            return data_or_none
-        try:
+        tls = self._tls
+        if not self._eof:
+            data = self._receive()
+            if data is None or tls is None:
+                return data
             with self._lock:
-                plain, self._eof = self._tls.decrypt(data_or_none)
-                self._flush()  # the answer to a key update
-        except ssl.SSLError as exc:
-            raise StreamBroken(str(exc)) from exc
-        if not plain and self._eof:
-            raise StreamClosed
-        return plain or None
+                data, self._eof = tls.decrypt(data)
+                self._flush()  # the answer to a key update, or an alert
+            if data or not self._eof:
+                return data or None
+        assert tls is not None
+        if tls.failure is not None:
+            raise StreamBroken(str(tls.failure)) from tls.failure
+        raise StreamClosed
 
     def _receive(self) -> bytes | None:
         sock = self._sock
@@ -447,6 +277,8 @@ class Stream:
             raise StreamBroken(str(exc)) from exc
         if self._ended:
             raise StreamAborted
+        if not data and self._broken is not None:  # and all that the peer said before is read
+            raise StreamBroken(str(self._broken)) from self._broken
         if data == b"":
             raise StreamClosed
         return data
@@ -481,49 +313,53 @@ class Stream:
 
         Raises:
             StreamTimeout: If the deadline passed; the stream is aborted then, for half a frame may be out.
-            StreamAborted, StreamClosed: If the stream ended first.
+            StreamAborted, StreamClosed, StreamBroken: If the stream ended first.
         """
-        with self._lock:
-            if not self._may_write():
-                raise StreamAborted if self._ended else StreamClosed
-            ticket = self._outbox.put(data, own=False)
-            self._flush()
-            sock = self._sock
-        assert sock is not None
-        poll: Any = None
-        polling = False
+        me, poll = object(), None
         try:
+            with self._lock:
+                if not self._may_write():
+                    raise self._unwritable()
+                ticket, sock = self._outbox.put(data, own=False), self._sock
             while True:
                 with self._lock:
-                    if polling:
-                        polling = False
-                        self._stop_polling()
-                        self._flush()
+                    if me in self._pollers:
+                        self._stop_polling(me)
+                    self._flush()
                     if self._outbox.written >= ticket:
                         return
                     if self._ended or self._broken is not None:
-                        raise StreamAborted("the connection ended before the message was written")
+                        raise self._unwritable()
                     left = deadline.left()
                     if left != 0.0:
-                        if poll is None:
-                            poll = _new_poll()
-                            poll.register(sock, POLLOUT)
-                        self._pollers += 1
-                        polling = True
+                        self._pollers.add(me)
                 if left == 0.0:
                     self.abort()
                     raise StreamTimeout
-                    poll.poll(None if left is None else math.ceil(left * 1000))
-        finally:
-            if polling:  # interrupted: what is queued stays whole, the reader writes it
-                with self._lock:
-                    self._stop_polling()
-                self.wake()
+                if poll is None:
+                    poll = new_poll()
+                    poll.register(sock, POLLOUT)
+                poll.poll(milliseconds(left))
+        except BaseException:
+            # Also an interrupt: what is queued stays whole, and the reader writes it.
+            with self._lock:
+                self._stop_polling(me)
+            self.wake()
+            raise
 
-    def _stop_polling(self) -> None:
-        self._pollers -= 1
+    def _stop_polling(self, sender: object) -> None:
+        self._pollers.discard(sender)
         if not self._pollers:
             self._nobody_polls.notify_all()
+
+    def _unwritable(self) -> StreamError:
+        if self._ended:
+            return StreamAborted("the stream was ended")
+        if self._broken is not None:
+            error = StreamBroken(str(self._broken))
+            error.__cause__ = self._broken
+            return error
+        return StreamClosed("a close frame was sent")
 
     def _may_write(self) -> bool:
         return not (self._ended or self._sealed or self._broken is not None)
@@ -531,33 +367,29 @@ class Stream:
     def _flush(self) -> bool:
         """Write what the kernel takes; say whether all is out. The lock is held."""
         sock = self._sock
-        if self._broken is not None or self._released or sock is None:
+        if self._broken is not None or sock is None:
             return True
         try:
-            while True:
-                if self._head is None:
-                    piece = self._outbox.take()
-                    if self._tls is not None:
-                        self._tls.encrypt(piece)
-                        piece = self._tls.ciphertext()
-                    if not piece:
-                        return True
-                    self._head = memoryview(piece)
-                sent = sock.send(self._head)
-                if sent < len(self._head):
-                    self._head = self._head[sent:]
-                else:
-                    self._head = None
-                    self._outbox.done()
+            self._outbox.write(sock, self._tls)
+            return True
         except BlockingIOError:
             return False
         except (OSError, ssl.SSLError) as exc:
             # (A write that wants to read is a TLS 1.2 renegotiation, which TLS 1.3 has abolished.)
             # Only writing is over: what the peer said before it went is still to be read.
-            self._broken = exc
-            self._head = None
-            self._outbox.drop()
+            self._stop_writing(exc)
             return True
+        except BaseException as exc:
+            # Raised in here by a signal handler: how much has left is not known, so nothing may follow.
+            self._stop_writing(StreamAborted(f"interrupted by {type(exc).__name__}"))
+            self._abort()
+            raise
+
+    def _stop_writing(self, error: Exception) -> None:
+        self._broken = error
+        self._outbox.drop()
+        if self._waker is not None:
+            self._waker.ring()  # the reader, who may have nothing left to wait for
 
     # -- ending: any thread, then the reader ------------------------------------------------------------
 
@@ -578,9 +410,9 @@ class Stream:
             self._abort()
 
     def _abort(self) -> None:
-        if self._ended:
+        if self._released:
             return
-        self._ended = True
+        self._ended = True  # no reason to stop here the next time: an interrupt may come in between
         if self._sock is not None:
             try:
                 # Not on an SSL object: that would turn the rest of the stream into raw records.
@@ -603,7 +435,6 @@ class Stream:
                 return
             self._released = True
             self._outbox.drop()
-            self._head = None
             self._tls = None
             sock, self._sock = self._sock, None
             if sock is not None:

@@ -42,7 +42,7 @@ class OpenRequest:
     open_timeout: float | None = 10.0
     send_timeout: float = 10.0
     max_message_bytes: int = 16 * 1024 * 1024
-    timing: Timing = Timing()
+    timing: Timing = Timing()  # noqa: RUF009  # frozen
 
 
 class AttemptFailed(Exception):

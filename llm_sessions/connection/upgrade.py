@@ -1,16 +1,15 @@
 """The opening handshake (RFC 6455 4), by websocket-client, over our stream. Nothing else is asked of it.
 
 websocket-client gets a stand-in for a socket. It reads the answer's head in few pieces and within one
-deadline and a size limit, and keeps two things apart that websocket-client does not: cookies, which it
-shares between all sockets of the process, and the bytes that came glued to the answer, which are the first
-frames.
+deadline and a size limit, and withholds three things: cookies, which websocket-client shares between all
+sockets of the process; the length of a refusal's body, which it would read to the end, however long or slow
+that is; and the bytes that came glued to the answer, which are the first frames.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import websocket
 
@@ -18,16 +17,14 @@ from .._sync import Deadline
 from .._version import __version__
 from ..protocol.closing import Failure, classify_status
 from ..protocol.url import Address
-from .stream import Stream, StreamBroken, StreamClosed
+from .stream import Stream
+from .stream_errors import StreamBroken, StreamClosed
 from .transport import AttemptFailed
 
 __all__ = ["upgrade"]
 
 _MAX_HEAD: Final = 64 * 1024  # bytes; Apache and nginx refuse heads far smaller than this
-_MAX_BODY: Final = 16 * 1024  # bytes of a refusal's body, of which only the kind is reported
-
-_COOKIE_OUT: Final = re.compile(rb"\r\n[Cc]ookie:[^\r\n]*")
-_COOKIES_IN: Final = re.compile(rb"(?i)(?<=\r\n)set-cookie2?:[^\r\n]*\r\n")
+_HIDDEN: Final = ("set-cookie:", "set-cookie2:", "content-length:")
 
 
 class _NotHTTP(Exception):
@@ -43,7 +40,6 @@ class _HandshakeSocket:
     def __init__(self, stream: Stream, deadline: Deadline, own_cookies: int) -> None:
         self._stream, self._deadline, self._own_cookies = stream, deadline, own_cookies
         self._head: bytes | None = None
-        self._body_seen = 0
         self.rest = b""
 
     def gettimeout(self) -> float:
@@ -56,41 +52,34 @@ class _HandshakeSocket:
         return -1
 
     def send(self, data: bytes) -> int:
-        cookies = list(_COOKIE_OUT.finditer(data))
+        # The caller's own headers come first; a cookie after them is from websocket-client's jar.
+        lines = data.split(b"\r\n")
+        cookies = [number for number, line in enumerate(lines) if line.lower().startswith(b"cookie:")]
         for shared in reversed(cookies[self._own_cookies :]):
-            data = data[: shared.start()] + data[shared.end() :]
-        self._stream.send(data, self._deadline)
+            del lines[shared]
+        self._stream.send(b"\r\n".join(lines), self._deadline)
         return len(data)
 
     def recv(self, size: int) -> bytes:
         if self._head is None:
             self._head = self._read_head()
-        if self._head:
-            data, self._head = self._head[:size], self._head[size:]
-            return data
-        # The body of a refusal. Ours never asks for one of a 101.
-        if not self.rest and self._body_seen < _MAX_BODY:
-            self.rest = self._stream.read_within(self._deadline)
-        if self._body_seen >= _MAX_BODY:
-            return b" " * size  # enough was seen to tell what it is
-        data, self.rest = self.rest[:size], self.rest[size:]
-        self._body_seen += len(data)
+        data, self._head = self._head[:size], self._head[size:]
         return data
 
     def _read_head(self) -> bytes:
         data = b""
         scanned = 0
-        while (end := data.find(b"\r\n\r\n", max(0, scanned - 3))) < 0:
+        while (end := data.find(b"\r\n\r\n", max(0, scanned - 3))) < 0 and len(data) <= _MAX_HEAD:
             scanned = len(data)
             if scanned >= 5 and not data.startswith(b"HTTP/"):
-                raise _NotHTTP(f"it sent {data[:16]!r}")
-            if scanned > _MAX_HEAD:
-                raise _NotHTTP(f"its header is longer than {_MAX_HEAD} bytes")
+                break
             data += self._stream.read_within(self._deadline)
         if not data.startswith(b"HTTP/"):
             raise _NotHTTP(f"it sent {data[:16]!r}")
+        if not 0 <= end <= _MAX_HEAD:
+            raise _NotHTTP(f"its header is longer than {_MAX_HEAD} bytes")
         self.rest = data[end + 4 :]
-        return _COOKIES_IN.sub(b"", data[: end + 4])
+        return b"\n".join(line for line in data[: end + 4].split(b"\n") if not _is_hidden(line))
 
     def close(self) -> None:
         self._stream.abort()
@@ -99,7 +88,14 @@ class _HandshakeSocket:
         self._stream.abort()
 
 
-def upgrade(stream: Stream, url: str, address: Address, headers: Mapping[str, str], deadline: Deadline) -> bytes:
+def _is_hidden(line: bytes) -> bool:
+    # Lines and names as websocket-client takes them, which is less strictly than HTTP says.
+    return line.decode("utf-8", "replace").strip().lower().startswith(_HIDDEN)
+
+
+def upgrade(
+    stream: Stream, url: str, address: Address, headers: Mapping[str, str], deadline: Deadline
+) -> bytes:
     """Make a WebSocket of an open stream.
 
     Args:
@@ -116,11 +112,11 @@ def upgrade(stream: Stream, url: str, address: Address, headers: Mapping[str, st
         AttemptFailed: If the server answers with anything but a WebSocket upgrade.
         StreamTimeout, StreamAborted, StreamBroken: From the stream, as they are.
     """
-    names = {name.lower() for name in headers}
+    names = [name.lower() for name in headers]
     request = {} if "user-agent" in names else {"User-Agent": f"llm-sessions/{__version__}"}
     request.update(headers)
-    sock = _HandshakeSocket(stream, deadline, own_cookies=1 if "cookie" in names else 0)
-    client = websocket.WebSocket(enable_multithread=False)
+    sock = _HandshakeSocket(stream, deadline, own_cookies=names.count("cookie"))
+    client: Any = websocket.WebSocket(enable_multithread=False)
     try:
         client.connect(
             url,
@@ -130,28 +126,26 @@ def upgrade(stream: Stream, url: str, address: Address, headers: Mapping[str, st
             redirect_limit=0,  # a redirect would carry credentials to another place
         )
     except websocket.WebSocketBadStatusException as exc:
-        raise _refusal(exc, address) from exc
+        raise _refusal(address, exc.status_code, exc.resp_headers) from exc
     except _NotHTTP as exc:
         raise AttemptFailed(
             Failure.MISPLACED, f"{address} does not speak HTTP, so it is no WebSocket server: {exc}"
         ) from exc
     except StreamClosed as exc:
         raise StreamBroken("the connection was closed during the opening handshake") from exc
-    except (websocket.WebSocketException, ValueError, OSError) as exc:
-        # Also a redirect, an answer that is not signed with our key, and a malformed head.
-        raise AttemptFailed(
-            Failure.MISPLACED, f"{address} did not upgrade to a WebSocket: {exc}"
-        ) from exc
-    if client.getstatus() != 101:  # 1.9.0 takes a redirect for success
-        raise AttemptFailed(
-            Failure.MISPLACED, f"{address} answered HTTP {client.getstatus()} instead of a WebSocket upgrade"
-        )
+    except (websocket.WebSocketException, ValueError, LookupError, OSError) as exc:
+        status = client.getstatus()
+        if status not in (None, 101):  # a redirect, which raises from 1.9.1 on
+            raise _refusal(address, status, client.getheaders()) from exc
+        # An answer that is not signed with our key, or a malformed head (LookupError up to 1.9.0).
+        raise AttemptFailed(Failure.MISPLACED, f"{address} did not upgrade to a WebSocket: {exc}") from exc
+    if client.getstatus() != 101:  # a redirect, which older ones take for success
+        raise _refusal(address, client.getstatus(), client.getheaders())
     return sock.rest
 
 
-def _refusal(exc: websocket.WebSocketBadStatusException, address: Address) -> AttemptFailed:
-    headers = exc.resp_headers or {}
-    status = exc.status_code
+def _refusal(address: Address, status: int, headers: Mapping[str, str] | None) -> AttemptFailed:
+    headers = headers or {}
     kind = headers.get("content-type", "").partition(";")[0]
     what = f"HTTP {status}" + (f" with {kind}" if kind else "")
     return AttemptFailed(

@@ -31,6 +31,7 @@ class Attempt:
     Attributes:
         kind: Why there is one. A SWITCH becomes a RECONNECT when the old socket is lost meanwhile.
         number: Counts the attempts of this run, from 1.
+        failures: How many of them have failed.
         outcome: None once the session is online, or the error that ended the run.
         held: Whether the library itself keeps it going, so that no caller's leaving ends it.
         link: The socket that is being made, from before its first packet until it is ready or ended.
@@ -61,7 +62,7 @@ class Attempt:
         self.first_wait = first_wait
         self.rejected = rejected
         self.stale: Exception | None = None
-        self.number = 0
+        self.number = self.failures = 0
         self.held = False
         self.link: Link | None = None
         self.target: Target | None = None

@@ -86,7 +86,7 @@ class PoolConfig:
         if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
             raise ConfigurationError("ssl_context", "must be an ssl.SSLContext or None")
         hosts = self.allowed_hosts
-        if hosts is not None and (isinstance(hosts, str) or not all(isinstance(host, str) for host in hosts)):
+        if hosts is not None and not _is_host_names(hosts):
             raise ConfigurationError("allowed_hosts", "must be a collection of host names or None")
         if self.proxy not in ("environment", None):
             raise ConfigurationError("proxy", "must be 'environment' or None; proxies are not supported yet")
@@ -98,12 +98,27 @@ def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
     Raises:
         ConfigurationError: If it is not a finite positive number (or 0, if `zero`).
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or (isinstance(value, float) and not math.isfinite(value))  # a huge int has no float to ask about
+    ):
         raise ConfigurationError(name, f"must be a finite number of seconds, not {value!r}")
     if value < 0 or (value == 0 and not zero):
-        raise ConfigurationError(name, f"must be {'at least' if zero else 'more than'} 0 seconds, not {value!r}")
+        raise ConfigurationError(
+            name, f"must be {'at least' if zero else 'more than'} 0 seconds, not {value!r}"
+        )
     if value > 10**7:
         raise ConfigurationError(name, f"must be at most {10**7} seconds, not {value!r}")
+
+
+def _is_host_names(hosts: object) -> bool:
+    # A Collection, not just something to go over: an iterator would be empty after the first look.
+    return (
+        isinstance(hosts, Collection)
+        and not isinstance(hosts, str)
+        and all(isinstance(host, str) for host in hosts)
+    )
 
 
 def _check_count(name: str, value: object, *, least: int, none: bool = False) -> None:

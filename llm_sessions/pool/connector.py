@@ -32,19 +32,26 @@ from .sources import bearer, check_target
 
 if TYPE_CHECKING:
     from .config import PoolConfig
-    from .machine import SessionMachine
+    from .core import SessionCore
+    from .reports import SessionReports
 
-__all__ = ["Connector", "connector_of_this_thread"]
+__all__ = ["Connector", "check_host", "serve", "served_by_this_thread"]
 
 logger = logging.getLogger("llm_sessions.pool")
 
-_running = threading.local()
+_served = threading.local()
 
 
-def connector_of_this_thread() -> SessionMachine | None:
-    """Return the session whose connector the calling thread is, or None."""
-    machine: SessionMachine | None = getattr(_running, "machine", None)
+def served_by_this_thread() -> SessionCore | None:
+    """Return the session that waits for the calling thread to go on, or None."""
+    machine: SessionCore | None = getattr(_served, "machine", None)
     return machine
+
+
+def serve(machine: SessionCore | None) -> SessionCore | None:
+    """Say that the calling thread is its session's connector, or reports to it; return what it was before."""
+    before, _served.machine = served_by_this_thread(), machine
+    return before
 
 
 class _Failed(Exception):
@@ -63,27 +70,27 @@ class Connector:
         attempt: The run.
     """
 
-    def __init__(self, machine: SessionMachine, attempt: Attempt) -> None:
+    def __init__(self, machine: SessionReports, attempt: Attempt) -> None:
         self._machine = machine
         self._attempt = attempt
         self._config: PoolConfig = machine.env.config
-        self._refused = ""  # the endpoint's own token that was refused last
+        self._refused: str | None = None  # the endpoint's own token that was refused last
 
     def run(self) -> None:
         """The thread's main function. It has one exit, and the run is settled there at the latest."""
-        _running.machine = self._machine
-        error: Exception = ConnectError(self._attempt.session_id, "the connector failed")
+        serve(self._machine)
+        failed = ConnectError(self._attempt.session_id, "the connector failed")
+        error: Exception | None = failed
         try:
-            gave_up_with = self._run()
-            if gave_up_with is None:
-                return
-            error = gave_up_with
-        except Exception as exc:
+            error = self._run()
+        except BaseException as exc:
+            failed.__cause__ = exc
             logger.exception(
                 "[%s] the connector failed; this is a bug in llm_sessions", self._attempt.session_id
             )
-            error.__cause__ = exc
-        self._machine.give_up(self._attempt, error)
+        finally:
+            if error is not None:
+                self._machine.give_up(self._attempt, error)
 
     def _run(self) -> Exception | None:
         """Return None once the run is settled or nobody wants it, or the error to give up with."""
@@ -108,7 +115,7 @@ class Connector:
                 if attempt.cancelled:
                     return None
                 verdict = self._judge(exc)
-                if not isinstance(verdict, float):
+                if isinstance(verdict, Exception):
                     return verdict
                 wait = verdict
 
@@ -155,7 +162,7 @@ class Connector:
             if attempt.cancelled:
                 return None
             attempt.token = bearer(token)
-        except Exception as exc:
+        except BaseException as exc:  # SystemExit too: it would end this thread, and strand all who wait
             raise self._from_source(exc) from exc
         return OpenRequest(
             url=connection_url(target.url, now_ms=int(time.time() * 1000)),
@@ -181,13 +188,13 @@ class Connector:
         error.__cause__ = cause
         return error
 
-    def _from_source(self, exc: Exception) -> _Failed:
+    def _from_source(self, exc: BaseException) -> _Failed:
         retry_after = _seconds(getattr(exc, "retry_after", None))
         if isinstance(exc, ConfigurationError):
             return _Failed(Failure.MISCONFIGURED, exc)
         if isinstance(exc, RegistrationError):
             failure = classify_status(exc.status) if exc.status is not None else Failure.REFUSED
-            if failure is Failure.MISPLACED:
+            if failure in (Failure.MISPLACED, Failure.STALE):  # these rows are the upgrade's
                 failure = Failure.REFUSED
             return _Failed(failure, exc, retry_after)
         if isinstance(exc, ConnectError):
@@ -256,7 +263,7 @@ class Connector:
             return
         try:
             attempt.endpoint.rejected(attempt.target, error)
-        except Exception:
+        except BaseException:
             logger.exception("[%s] the endpoint's rejected() raised", attempt.session_id)
 
     def _refresh(self, rejected: str, error: Exception | None = None) -> Exception | None:
@@ -266,7 +273,9 @@ class Connector:
         """
         attempt = self._attempt
         if error is None:
-            error = self._error(NotAuthorized, "the server refused the token of the online session", None)
+            what = "the server refused the token of the online session"
+            error = NotAuthorized(attempt.session_id, what, code=4401)
+            error.__cause__ = attempt.last_error
         if attempt.target is not None and attempt.target.token is not None:
             # The endpoint's own: whether it has another shows when it is asked again.
             self._tell_endpoint(error)
@@ -275,10 +284,11 @@ class Connector:
         provider = attempt.provider
         if provider is None:
             return error
-        bare = rejected.removeprefix("Bearer ")
         try:
+            # No token was sent if it was the endpoint that was refused: with the one at hand, then.
+            bare = (rejected or provider.get()).removeprefix("Bearer ")
             fresh = provider.refresh(bare)
-        except Exception:
+        except BaseException:
             logger.warning("[%s] refreshing the token failed", attempt.session_id, exc_info=True)
             return None
         return error if isinstance(fresh, str) and fresh.removeprefix("Bearer ") == bare else None
@@ -308,4 +318,3 @@ def _seconds(value: object) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
         return float(value)
     return None
-

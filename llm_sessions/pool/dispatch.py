@@ -16,7 +16,7 @@ import collections
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, Final, Union
+from typing import Any, Final
 
 from .._sync import LEAF, ThreadGroup, make_lock
 from ..protocol.envelope import Envelope
@@ -64,8 +64,10 @@ class Dispatcher:
         # Guards all below. Rank 40: nothing is called under it.
         self._lock = make_lock("dispatcher", LEAF)
         self._not_empty = threading.Condition(self._lock)
-        self._queue: collections.deque[Union[Batch, StateEvent]] = collections.deque()
-        self._waiting = 0  # messages in the queue or in the thread's hands
+        self._queue: collections.deque[Batch | StateEvent] = collections.deque()
+        # Messages in the queue, and while full pauses the reader, also those in the thread's hands; what is
+        # in its hands cannot be dropped any more, so with drop_oldest it is not counted.
+        self._waiting = 0
         self._paused: list[Callable[[], None]] = []  # what resumes the readers that wait for room
         self._running = False
         self._lingers = False  # the session is busy: an empty queue does not end the thread
@@ -129,24 +131,32 @@ class Dispatcher:
 
     def _make_room(self) -> None:
         surplus = self._waiting - self._queue_size
-        for entry in self._queue:
-            if surplus <= 0:
-                break
+        self.dropped += surplus
+        self._waiting = self._queue_size
+        kept: list[Batch | StateEvent] = []  # in front of what is not looked at
+        while surplus > 0:
+            entry = self._queue.popleft()
             if isinstance(entry, list):
                 gone = min(surplus, len(entry))
                 del entry[:gone]
                 surplus -= gone
-                self._waiting -= gone
-                self.dropped += gone
+            if entry:  # an emptied batch must not stay: a listener that is stuck would let them pile up
+                kept.append(entry)
+        self._queue.extendleft(reversed(kept))
 
     def start(self) -> None:
         """Start the thread after `put_…` said so."""
         try:
-            self._thread = self._threads.spawn(self._run, f"llm-dispatcher[{self._session_id}]")
+            self._threads.spawn(self._run, f"llm-dispatcher[{self._session_id}]")
         except RuntimeError:
-            logger.exception("[%s] cannot start a dispatcher thread; events wait for the next", self._session_id)
+            logger.exception(
+                "[%s] cannot start a dispatcher thread; events wait for the next", self._session_id
+            )
             with self._lock:
                 self._running = False
+                resumed, self._paused = self._paused, []
+            for resume in resumed:  # the next event may be one that a paused reader has not read yet
+                resume()
 
     def set_lingering(self, on: bool) -> None:
         """Say whether the thread should stay for more events once its queue is empty. Never blocks."""
@@ -165,6 +175,8 @@ class Dispatcher:
     # -- the thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        # Here, not where it is started: a callback may close the pool before `spawn` has returned.
+        self._thread = threading.current_thread()
         while True:
             with self._lock:
                 while not self._queue:
@@ -174,15 +186,21 @@ class Dispatcher:
                     self._not_empty.wait()
                 # One entry at a time: what is still in the queue can be dropped to make room.
                 entry = self._queue.popleft()
+                if self._drop_oldest and isinstance(entry, list):
+                    self._waiting -= len(entry)
             if isinstance(entry, list):
                 size = len(entry)
                 self._deliver(entry)
-                self._count_off(size)
+                if not self._drop_oldest:
+                    self._count_off(size)
             else:
-                name, payload = entry
-                for table in self._tables:
-                    for listener in table.named(name):
-                        self._call(name, table, listener, payload)
+                self._announce_state(*entry)
+
+    def _announce_state(self, name: str, payload: object) -> None:
+        for table in self._tables:
+            for listener in table.named(name):
+                if _still_there(name, table, listener):  # an earlier listener may have taken it back
+                    self._call(name, table, listener, payload)
 
     def _count_off(self, delivered: int) -> None:
         resumed: list[Callable[[], None]] = []

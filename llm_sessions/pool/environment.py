@@ -49,14 +49,22 @@ class Environment:
         """Whether this process is a fork of the one that the pool belongs to."""
         return _fork.generation() != self._born_in
 
-    def check_open(self) -> None:
-        """Refuse to do anything for a pool that is closed or another process's.
+    def check_process(self) -> None:
+        """Refuse to touch another process's pool, before any of its locks: their holders may be over there.
 
         Raises:
             PoolClosed
         """
         if self.forked:
             raise PoolClosed("the pool belongs to the process that this one was forked from; make a new one")
+
+    def check_open(self) -> None:
+        """Refuse to do anything for a pool that is closed or another process's.
+
+        Raises:
+            PoolClosed
+        """
+        self.check_process()
         if self.closed:
             raise PoolClosed
 

@@ -12,7 +12,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, TypeVar, Union, overload
+from typing import Any, Final, TypeVar, overload
 
 from .._sync import POOL, Deadline, make_lock
 from ..errors import ConfigurationError
@@ -50,7 +50,7 @@ ALL_SESSIONS: Final = _Marker.ALL
 """For `on(…, session_id=ALL_SESSIONS)`: the events of every session of the pool."""
 
 _DEFAULT: Final = _Marker.DEFAULT
-SessionId = Union[str, _Marker]
+SessionId = str | _Marker
 
 _numbers = itertools.count(1)
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
@@ -87,7 +87,8 @@ class ConnectionPool:
         self._provider: TokenProvider | None = None if token is None else as_provider(token)
         self._default_id = check_session_id(default_session_id, "default_session_id")
         self.name = name if name is not None else f"pool-{next(_numbers)}"
-        # Guards the dict and the closed flag. Rank 10: dict work only, nothing is called under it.
+        # Guards the dict and the closed flag. Rank 10: dict work only; no more is called under it than
+        # `SessionMachine.forget`.
         self._lock = make_lock("pool", POOL)
         self._sessions: dict[str, tuple[Session, SessionMachine]] = {}
         self._made_up: set[str] = set()
@@ -129,8 +130,16 @@ class ConnectionPool:
             PoolClosed
         """
         endpoint, provider, seconds = self._check_connect(url, token, timeout)
-        session, machine = self._get(str(uuid.uuid4()) if session_id is None else session_id, session_id is None)
-        machine.connect(endpoint, provider, seconds)
+        session, machine = self._get(
+            str(uuid.uuid4()) if session_id is None else session_id, session_id is None
+        )
+        try:
+            machine.connect(endpoint, provider, seconds)
+        except BaseException:
+            if session_id is None and machine.state not in BUSY:  # the caller never learns the id
+                machine.begin_disconnect(None, None)
+                self._forget(session.id)
+            raise
         return session
 
     def _check_connect(
@@ -200,6 +209,7 @@ class ConnectionPool:
         Raises:
             ConfigurationError: If code or reason cannot be sent; nothing was changed.
             LocalProtocolError: If called from the session's own endpoint or token provider.
+            PoolClosed
         """
         check_close(code, reason)
         found = self._find(session_id)
@@ -214,11 +224,10 @@ class ConnectionPool:
             reason: See `disconnect`.
         """
         check_close(code, reason)
-        if self._env.forked:
-            self._env.check_open()
+        self._env.check_open()
         machines = self._machines()
         for machine in machines:
-            machine.refuse_own_connector("disconnect_all()")
+            machine.refuse_own_thread("disconnect_all()")
         tickets = [(machine, machine.begin_disconnect(code, reason)) for machine in machines]
         for machine, ticket in tickets:
             machine.wait_disconnected(ticket)
@@ -251,7 +260,9 @@ class ConnectionPool:
     def _join(self, machines: list[SessionMachine], deadline: Deadline) -> None:
         # Our own threads must not join dispatchers: two callbacks that close would wait for each other.
         ours = threading.current_thread() in self._env.threads.alive()
-        skip = [machine.dispatcher.thread for machine in machines if machine.dispatcher.thread] if ours else []
+        skip = (
+            [machine.dispatcher.thread for machine in machines if machine.dispatcher.thread] if ours else []
+        )
         left = self._env.threads.join(deadline, skip)
         if left:
             names = ", ".join(sorted(thread.name for thread in left))
@@ -289,8 +300,7 @@ class ConnectionPool:
 
     def _find(self, session_id: SessionId) -> tuple[Session, SessionMachine] | None:
         name = self._name(session_id)
-        if self._env.forked:
-            self._env.check_open()
+        self._env.check_open()
         with self._lock:
             return self._sessions.get(name)
 
@@ -299,8 +309,9 @@ class ConnectionPool:
             return [machine for _, machine in self._sessions.values()]
 
     def _forget(self, session_id: str) -> None:
+        """Drop a session whose id was made up, unless somebody connects it again at this moment."""
         with self._lock:
-            if session_id in self._made_up:
+            if session_id in self._made_up and self._sessions[session_id][1].forget():
                 self._made_up.discard(session_id)
                 del self._sessions[session_id]
 
@@ -310,6 +321,7 @@ class ConnectionPool:
 
     def sessions(self) -> dict[str, Session]:
         """Return the sessions by id, as they are now."""
+        self._env.check_open()
         with self._lock:
             return {name: session for name, (session, _) in self._sessions.items()}
 
@@ -378,11 +390,10 @@ class ConnectionPool:
 
         return register if callback is None else register(callback)
 
-    def off(
-        self, event: str, callback: Callback | None = None, *, session_id: SessionId = _DEFAULT
-    ) -> None:
+    def off(self, event: str, callback: Callback | None = None, *, session_id: SessionId = _DEFAULT) -> None:
         """Take a callback back, or with None all of this event. Unknown ones are ignored."""
         name, whose = self._whose(event, session_id)
+        self._env.check_open()
         if whose is None:
             self._env.all_listeners.remove(name, callback)
         else:
@@ -395,12 +406,16 @@ class ConnectionPool:
         name, suffix = parse_event_name(event)
         if suffix is not None:
             if session_id is not _DEFAULT and session_id != suffix:
-                raise ConfigurationError("session_id", f"{event!r} names session {suffix!r}, not {session_id!r}")
+                raise ConfigurationError(
+                    "session_id", f"{event!r} names session {suffix!r}, not {session_id!r}"
+                )
             return name, suffix
         return name, None if session_id is ALL_SESSIONS else self._name(session_id)
 
     def __repr__(self) -> str:
-        what = ", ".join(f"{name}: {one.state.value}" for name, one in sorted(self.sessions().items()))
+        if self._env.forked:
+            return f"<ConnectionPool {self.name!r} of another process>"
+        what = ", ".join(f"{one.session_id}: {one.state.value}" for one in self._machines())
         return f"<ConnectionPool {self.name!r}{' closed' if self._env.closed else ''} [{what}]>"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from .. import _json
 from ..connection.transport import LinkBroken
@@ -33,7 +33,7 @@ class _Default(enum.Enum):
 
 
 DEFAULT_TIMEOUT: Final = _Default.TIMEOUT
-Timeout = Union[float, None, _Default]
+Timeout = float | None | _Default
 
 
 def check_timeout(timeout: Timeout, default: float | None) -> float | None:
@@ -50,7 +50,7 @@ def check_timeout(timeout: Timeout, default: float | None) -> float | None:
 
 
 class Session:
-    """One session of a pool. Get it from `ConnectionPool.connect` or `.session`; it lives as long as its pool.
+    """One session of a pool, from `ConnectionPool.connect` or `.session`; it lives as long as its pool.
 
     Disconnecting and connecting again keeps it and its listeners. Safe to use from any thread and from any
     callback.
@@ -162,8 +162,11 @@ class Session:
 
         Raises:
             WaitTimeout: If the time ran out.
+            LocalProtocolError: If called from the session's own endpoint or token provider.
         """
         seconds = check_timeout(timeout, None)
+        self._machine.env.check_process()
+        self._machine.refuse_own_thread("wait_closed()")
         at_rest = (SessionState.IDLE, SessionState.OFFLINE)
         if not self._machine.wait_state(lambda state: state in at_rest, seconds):
             raise WaitTimeout(self.id, f"still {self.state.value} after {seconds} s")
@@ -172,9 +175,8 @@ class Session:
         """Disconnect; return when the session's sockets are gone. See `ConnectionPool.disconnect`."""
         machine = self._machine
         check_close(code, reason)
-        if machine.env.forked:
-            machine.env.check_open()
-        machine.refuse_own_connector("disconnect()")
+        machine.env.check_open()
+        machine.refuse_own_thread("disconnect()")
         machine.wait_disconnected(machine.begin_disconnect(code, reason))
 
     def _own_name(self, event: str) -> str:
@@ -230,6 +232,7 @@ class Session:
 
         A call that is running goes on; none begins after this returns on the dispatcher's own thread.
         """
+        self._machine.env.check_open()
         self._machine.listeners.remove(self._own_name(event), callback)
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Union, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from .._logging import without_secrets
 from ..errors import ConfigurationError
@@ -131,7 +131,7 @@ class _CalledToken:
         return self.call()
 
 
-TokenSource = Union[str, Callable[[], str], TokenProvider]
+TokenSource = str | Callable[[], str] | TokenProvider
 """What may be given as a token, in the order in which it is recognised: a provider, a callable, a string."""
 
 

@@ -15,7 +15,7 @@ import collections
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, Union
+from typing import Any, Final, Protocol
 
 from .. import _json
 from ..errors import RemoteProtocolError
@@ -37,7 +37,8 @@ __all__ = [
     "Timing",
 ]
 
-READY_EVENTS: Final = frozenset({"mercury.buffer_state", "mercury.registration_status"})
+# Compared one by one: what a server sends as eventType may be no string, and not even hashable.
+READY_EVENTS: Final = ("mercury.buffer_state", "mercury.registration_status")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Dropped:
 
 
 # Ordinary messages are the decoded objects themselves: thousands a second, most of them for nobody.
-Event = Union[dict[str, Any], Opened, LatencyMeasured, SequenceGap, ShutdownAnnounced, Dropped]
+Event = dict[str, Any] | Opened | LatencyMeasured | SequenceGap | ShutdownAnnounced | Dropped
 
 
 class EndCause(enum.Enum):
@@ -141,7 +142,7 @@ class MercuryProtocol:
         *,
         encoder: Encoder,
         new_id: Callable[[], str],
-        timing: Timing = Timing(),  # noqa: B008  # frozen
+        timing: Timing = Timing(),
         open_deadline: float | None = None,
     ) -> None:
         self._token = token
@@ -156,6 +157,7 @@ class MercuryProtocol:
         self._ping_at: float | None = None
         self._pong_deadline: float | None = None
         self._paused = False
+        self._resumed_at = float("-inf")
         self._asked: tuple[int | None, str | None] | None = None  # our close, as it was asked for
         self._closing_for = EndCause.LOCAL
         self._close_deadline: float | None = None
@@ -220,7 +222,7 @@ class MercuryProtocol:
                 self.time_offset = wall_ms - stamp
             data = message.get("data")
             if type(data) is dict:
-                if "headers" in data:
+                if data.get("headers"):
                     apply_header_overrides(data)
             else:
                 data = None
@@ -296,7 +298,7 @@ class MercuryProtocol:
         self._texts.append(f'{{"id":"{identity}","type":"ping"}}'.encode())
         self._pings.append((identity, now))
         self._ping_at = now + self._timing.ping_interval if self._paused else None
-        if self._pong_deadline is None and not self._paused:
+        if not self._paused:
             self._pong_deadline = now + self._timing.pong_timeout
 
     def _receive_pong(self, identity: object, events: list[Event], now: float) -> None:
@@ -309,8 +311,8 @@ class MercuryProtocol:
         sent_at = now
         for _ in range(answered[0] + 1):
             _, sent_at = self._pings.popleft()
-        # One that waited behind unread data would measure our own slowness.
-        if not self._paused:
+        # One that may have waited behind unread data would measure our own slowness.
+        if not self._paused and sent_at > self._resumed_at:
             events.append(LatencyMeasured(max(0.0, now - sent_at)))
         if self._pings:
             self._pong_deadline = None if self._paused else now + self._timing.pong_timeout
@@ -328,6 +330,7 @@ class MercuryProtocol:
     def resume(self, now: float) -> None:
         """Reading goes on; a pong that is due gets its whole time again, it is behind the unread data."""
         self._paused = False
+        self._resumed_at = now
         if self._pings:
             self._ping_at = None
             self._pong_deadline = now + self._timing.pong_timeout
@@ -376,7 +379,8 @@ class MercuryProtocol:
     def close(self, code: int | None, reason: str | None, now: float) -> None:
         """Ask the peer to close; the first call counts.
 
-        A socket that is not ready has no handshake to wait for: it is over at once.
+        A socket that is not ready has no handshake to wait for: it is over at once, with nothing sent. On a
+        ready one the acks of what came before go out first.
 
         Args:
             code: 1000 or 3000...4999; None for 1000.
@@ -386,8 +390,8 @@ class MercuryProtocol:
         if self._asked is not None or self.ended is not None:
             return
         self._asked = (code, reason)
-        self._texts, self._controls = [], []
         if not self.ready:
+            self._texts, self._controls = [], []
             self._end(*forced_close(code, reason), EndCause.ABORTED)
             return
         self._close_deadline = now + self._timing.force_close_delay

@@ -56,7 +56,9 @@ def parse_url(url: object, *, allow_insecure: bool, argument: str = "url") -> Ad
         raise ConfigurationError(argument, f"is not a URL: {exc}") from exc
     scheme = parts.scheme.lower()
     if scheme not in _DEFAULT_PORTS:
-        raise ConfigurationError(argument, f"must start with ws:// or wss://, not {parts.scheme or 'nothing'}")
+        raise ConfigurationError(
+            argument, f"must start with ws:// or wss://, not {parts.scheme or 'nothing'}"
+        )
     if not parts.hostname:
         raise ConfigurationError(argument, "must name a host")
     if parts.username is not None or parts.password is not None:
@@ -81,7 +83,7 @@ def is_loopback(host: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(name).is_loopback
+        return ipaddress.ip_address(host).is_loopback  # with a dot at its end it would be looked up as a name
     except ValueError:
         return False
 
@@ -112,7 +114,9 @@ def connection_url(url: str, *, now_ms: int) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path or "/", query, ""))
 
 
-_HANDSHAKE_HEADERS: Final = frozenset({"host", "upgrade", "connection", "content-length", "transfer-encoding"})
+_HANDSHAKE_HEADERS: Final = frozenset(
+    {"host", "upgrade", "connection", "content-length", "transfer-encoding"}
+)
 
 
 def check_headers(headers: Mapping[str, str], argument: str = "headers") -> None:

@@ -15,12 +15,14 @@ import urllib.parse
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_sessions.testing import server_checks as checks
+from llm_sessions.testing.rest import RestRequest, RestService, make_token
 from llm_sessions.testing.server_connection import ServerConnection
 from llm_sessions.testing.server_conversation import Conversation
 from llm_sessions.testing.server_listener import Listener
+from llm_sessions.testing.server_rest import RestVerbs
 from llm_sessions.testing.server_state import (
     FIRST_CLOSE_CODE,
     Fault,
@@ -31,15 +33,20 @@ from llm_sessions.testing.server_state import (
 )
 from llm_sessions.testing.server_stream import ServerStream
 
-__all__ = ["LocalServer", "ServerConnection", "ServerTimeout"]
+if TYPE_CHECKING:
+    from llm_sessions.testing.certificates import ThrowAwayCA
+
+__all__ = ["LocalServer", "RestRequest", "ServerConnection", "ServerTimeout", "make_token"]
 
 logger = logging.getLogger("llm_sessions.testing")
 
 Callback = TypeVar("Callback", bound=Callable[[ServerConnection, dict[str, Any]], object])
 
 
-class LocalServer:
-    """A fake Webex Mercury / data-channel server. It listens from its construction on; use it in a `with`.
+class LocalServer(RestVerbs):
+    """A fake Webex Mercury / data-channel server, WebSocket and REST on one port.
+
+    It listens from its construction on; use it in a `with`.
 
     A connection belongs to the *session key* that is the last segment of its path; `url(key)` makes such an
     address. Verbs take `session=` to reach the connections of one key; `None` means all. Faults that last
@@ -51,6 +58,7 @@ class LocalServer:
 
     Args:
         ssl_context: Speak `wss` with this server-side context; each connection's thread does its handshake.
+        tls: Likewise, with certificates of its own; see `client_context` and `ca_file`.
         host: Address to bind.
         port: Port to bind; 0 takes a free one. A fixed one lets a server "restart" under the same address.
         tokens: Bearer tokens to accept, without the scheme; `None` accepts any. May be replaced while running
@@ -73,6 +81,7 @@ class LocalServer:
         self,
         *,
         ssl_context: ssl.SSLContext | None = None,
+        tls: bool = False,
         host: str = "127.0.0.1",
         port: int = 0,
         tokens: Collection[str] | None = None,
@@ -83,6 +92,15 @@ class LocalServer:
         outbox_limit: int = 64 << 20,
         write_timeout: float = 10.0,
     ) -> None:
+        self._authority: ThrowAwayCA | None = None
+        if tls:
+            if ssl_context is not None:
+                raise ValueError("with tls=True the server makes its own ssl_context")
+            # Here, so that a server without TLS needs neither trustme nor the time to import it.
+            from llm_sessions.testing.certificates import ThrowAwayCA
+
+            self._authority = ThrowAwayCA()
+            ssl_context = self._authority.server_context(*{host, "localhost", "127.0.0.1"})
         self._ssl_context = ssl_context
         self._outbox_limit, self._write_timeout = outbox_limit, write_timeout
         self._state = ServerState(Options(ready_event, strict, open_timeout), tokens)
@@ -92,6 +110,8 @@ class LocalServer:
         self._listener = Listener(host, port, receive_buffer, self._welcome)
         self.host = host
         self.port: int = self._listener.port
+        scheme = "http" if ssl_context is None else "https"
+        self._rest = RestService(self._state, f"{scheme}://{host}:{self.port}", self.url)
         self._listener.start()
 
     def __enter__(self) -> LocalServer:
@@ -129,12 +149,24 @@ class LocalServer:
         alive = [c for c in connections if not c.join(max(0.0, deadline - time.monotonic()))]
         if alive or listening:
             logger.warning("%r: threads still running after %s s: %s", self, timeout, alive)
+        if self._authority is not None:
+            self._authority.close()
 
     def url(self, session: str = "default", **query: str) -> str:
         """The address of a session key, with `query` as the query string."""
         scheme = "ws" if self._ssl_context is None else "wss"
         tail = f"?{urllib.parse.urlencode(query)}" if query else ""
         return f"{scheme}://{self.host}:{self.port}/{urllib.parse.quote(session, safe='')}{tail}"
+
+    @property
+    def client_context(self) -> ssl.SSLContext:
+        """A new client's context that trusts a server made with `tls=True`."""
+        return self._own_authority().client_context()
+
+    @property
+    def ca_file(self) -> str:
+        """Path of a PEM file to verify a server made with `tls=True`; `close` removes it."""
+        return self._own_authority().ca_file
 
     @property
     def tokens(self) -> frozenset[str] | None:
@@ -152,10 +184,10 @@ class LocalServer:
     def connections(self, session: str | None = None) -> list[ServerConnection]:
         """Every connection accepted so far, in order, also refused ones and those that ended.
 
-        A connection has the key `""` until its request has been read.
+        A connection has the key `""` until its request has been read, and is not listed while it is there for
+        REST.
         """
-        with self._state.condition:
-            return [c for c in self._connections if session is None or c.session == session]
+        return [c for c in self._accepted() if not c.rest and session in (None, c.session)]
 
     def live(self, session: str | None = None) -> list[ServerConnection]:
         """The connections that are authorized and open, in the order they were accepted."""
@@ -253,6 +285,10 @@ class LocalServer:
             self._state.callbacks.append(callback)
         return callback
 
+    def shutdown_frame(self, session: str | None = None) -> int:
+        """Tell clients that this server is about to go, so that they connect anew before it does."""
+        return self.send_json({"type": "shutdown"}, session=session)
+
     # --- faults
 
     def close_session(self, session: str | None = None, code: int = 1000, reason: str = "") -> int:
@@ -266,8 +302,11 @@ class LocalServer:
         return sum([c.close(code, reason) for c in self.connections(session)])
 
     def drop(self, session: str | None = None) -> int:
-        """End TCP with RST, at any stage of a connection. It has happened when this returns."""
-        return sum([c.drop() for c in self.connections(session)])
+        """End TCP with RST, at any stage of a connection. It has happened when this returns.
+
+        Without a session REST's connections too.
+        """
+        return sum([c.drop() for c in self._accepted() if session in (None, c.session)])
 
     def mute(self, session: str | None = None) -> int:
         """Read JSON pings but do not answer them, until `unmute`."""
@@ -343,6 +382,19 @@ class LocalServer:
 
     # --- inside
 
+    def _accepted(self) -> list[ServerConnection]:
+        with self._state.condition:
+            return list(self._connections)
+
+    def _wake_all(self) -> None:
+        for connection in self._accepted():
+            connection.wake()
+
+    def _own_authority(self) -> ThrowAwayCA:
+        if self._authority is None:
+            raise ValueError("the server was not made with tls=True")
+        return self._authority
+
     def _set(self, fault: Fault, session: str | None, *, on: bool = True) -> int:
         self._state.set_fault(fault, session, on)
         reached = [c for c in self.connections(session) if c.closed_at is None]
@@ -351,7 +403,12 @@ class LocalServer:
         return len(reached)
 
     def _describe(self) -> str:
-        lines: Iterable[object] = [self, *self.connections()[-20:], *self.violations[-20:]]
+        lines: Iterable[object] = [
+            self,
+            *self.connections()[-20:],
+            *self.requests[-20:],
+            *self.violations[-20:],
+        ]
         return "\n  ".join(map(str, lines))
 
     def _welcome(self, sock: socket.socket) -> None:
@@ -362,7 +419,7 @@ class LocalServer:
             write_timeout=self._write_timeout,
         )
         with self._state.condition:
-            connection = Conversation(self._state, len(self._connections) + 1, stream)
+            connection = Conversation(self._state, len(self._connections) + 1, stream, self._rest)
             closed = self._closed
             if not closed:
                 self._connections.append(connection)

@@ -27,8 +27,11 @@ class ServerConnection:
 
     Attributes:
         number: Counts the server's connections from 1, in the order they were accepted.
-        session: The server-side session key, the last segment of the path; `""` until the request is read.
-        path: Path of the request, without the query.
+        session: The server-side session key, the last segment of the path; `""` until the request is read,
+            and for REST.
+        rest: Whether the request, or the last one, is for a REST route.
+        path: Path of the request, without the query. On a connection with more than one it is the last one's,
+            as are the query and the headers.
         query: Query of the request, parsed; a repeated key has more than one value.
         request_headers: Headers of the request in order; the names are in lower case.
         upgraded: Whether the WebSocket upgrade was answered with 101.
@@ -55,7 +58,7 @@ class ServerConnection:
         self.request_headers: list[tuple[str, str]] = []
         self.authorization: dict[str, Any] | None = None
         self.token: str | None = None
-        self.upgraded = self.authorized = self.ready = False
+        self.rest = self.upgraded = self.authorized = self.ready = False
         self.received: list[dict[str, Any]] = []
         self.acks: list[Any] = []
         self.pings: list[Any] = []

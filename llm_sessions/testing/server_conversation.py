@@ -9,6 +9,7 @@ import time
 import urllib.parse
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -19,12 +20,14 @@ from wsproto.frame_protocol import Frame, FrameDecoder, MessageDecoder, Opcode, 
 from wsproto.utilities import RemoteProtocolError
 
 from llm_sessions.testing import server_checks as checks
+from llm_sessions.testing.rest import RestRequest, RestService, find_route, parse_request
 from llm_sessions.testing.server_connection import ServerConnection
 from llm_sessions.testing.server_state import Fault, ServerState
 from llm_sessions.testing.server_stream import ServerStream
 
 logger = logging.getLogger("llm_sessions.testing")
 
+MAX_BODY = 1 << 20  # bytes of a request's body
 LINGER = 1.0  # seconds a peer has to end TCP after both close frames, so that what it still sends is seen
 
 
@@ -35,12 +38,15 @@ class Conversation(ServerConnection):
     state (`server_checks.encode_frame`), so that other threads may send at any time.
     """
 
-    def __init__(self, state: ServerState, number: int, stream: ServerStream) -> None:
+    def __init__(self, state: ServerState, number: int, stream: ServerStream, rest: RestService) -> None:
         super().__init__(state, number, stream)
+        self._rest = rest
         self._http = h11.Connection(h11.SERVER)
         self._request: h11.Request | None = None
-        self._body = b""
-        self._early = b""  # came before the upgrade was answered
+        self._upgrading = False  # whether the request is an upgrade
+        self._body = bytearray()
+        self._early = b""  # came before the request was answered
+        self._unanswered: RestRequest | None = None
         self._frames, self._messages = FrameDecoder(client=False), MessageDecoder()
         self._parts: list[str | bytes] = []
         self._awaiting_upgrade = self._talking = self._deaf = False
@@ -64,7 +70,8 @@ class Conversation(ServerConnection):
         return self._state.has_fault(fault, self.session)
 
     def _violation(self, text: str) -> None:
-        self._state.violation(f"#{self.number} {self.session}: {text}")
+        who = f"#{self.number} {self.session}".rstrip()
+        self._state.violation(f"{who}: {text}")
 
     def _main(self) -> None:
         try:
@@ -90,10 +97,11 @@ class Conversation(ServerConnection):
         opening_ends = self.accepted_at + self._state.options.open_timeout
         while not self._stop:
             self._advance()
-            deadline = opening_ends if self._request is None else self._finished_at
+            opening = self._request is None and self._finished_at is None
+            deadline = opening_ends if opening else self._finished_at
             timeout = None if deadline is None else deadline - time.monotonic()
             if timeout is not None and timeout <= 0:
-                if self._request is None:
+                if opening:
                     raise TimeoutError(f"no request within {self._state.options.open_timeout} s")
                 return
             readable = self._stream.wait(timeout, read=not self._stalled())
@@ -106,10 +114,13 @@ class Conversation(ServerConnection):
                 self._feed(data)
 
     def _stalled(self) -> bool:
-        return self._request is not None and self._has(Fault.STALL_READS)
+        return self._upgrading and self._has(Fault.STALL_READS)
 
     def _advance(self) -> None:
         """Do what became possible because a fault was undone or a close was asked for."""
+        while self._unanswered is not None and not self._stop and not self._rest.is_held(self._unanswered):
+            request, self._unanswered = self._unanswered, None
+            self._answer_rest(request)
         if self._awaiting_upgrade and not self._has(Fault.HOLD_UPGRADES):
             self._awaiting_upgrade = False
             self._answer_upgrade()
@@ -137,7 +148,7 @@ class Conversation(ServerConnection):
                 self._take_frames()
         elif self._finished_at is not None:
             pass  # an HTTP exchange is over
-        elif self._awaiting_upgrade:
+        elif self._awaiting_upgrade or self._unanswered is not None:
             self._early += data
         else:
             self._http.receive_data(data)
@@ -145,40 +156,59 @@ class Conversation(ServerConnection):
                 self._take_request()
             except h11.RemoteProtocolError as exc:
                 self._violation(f"not HTTP: {exc}")
-                self._send_http(400)
+                self._send_http(exc.error_status_hint)
 
     # --- HTTP
 
     def _take_request(self) -> None:
         while True:
             event = self._http.next_event()
+            size = 0
             if isinstance(event, h11.Request):
                 self._set_request(event)
+                size = max([int(v) for name, v in event.headers if name == b"content-length"], default=0)
             elif isinstance(event, h11.Data):
-                self._body += bytes(event.data)
+                self._body += event.data
+                size = len(self._body)
             elif isinstance(event, h11.EndOfMessage):
                 break
             else:
+                if self._http.they_are_waiting_for_100_continue:
+                    answer = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+                    self._stream.post(self._http.send(answer) or b"")
                 return  # needs more
-        if (b"upgrade", b"websocket") not in [
-            (name, value.lower()) for name, value in self._request_headers()
-        ]:
-            self._answer_http()
-            return
-        if self._state.options.strict:
-            for problem in checks.check_query(self.query) + checks.check_headers(self.request_headers):
-                self._violation(problem)
+            if size > MAX_BODY:
+                self._violation(f"body of more than {MAX_BODY} bytes")
+                self._send_http(413)
+                return
         self._early = self._http.trailing_data[0]
-        self._awaiting_upgrade = True  # `_advance` answers
+        # `_advance` answers.
+        if self._upgrading:
+            if self._state.options.strict:
+                for problem in checks.check_query(self.query) + checks.check_headers(self.request_headers):
+                    self._violation(problem)
+            self._awaiting_upgrade = True
+        else:
+            self._unanswered = parse_request(
+                self._method(), self.path, self.query, self.request_headers, bytes(self._body)
+            )
+            self._rest.record(self._unanswered)
+
+    def _method(self) -> str:
+        return "" if self._request is None else self._request.method.decode()
 
     def _request_headers(self) -> list[tuple[bytes, bytes]]:
         return [] if self._request is None else list(self._request.headers)
 
     def _set_request(self, request: h11.Request) -> None:
         path, _, query = request.target.decode("latin-1").partition("?")
+        self._upgrading = any(
+            name == b"upgrade" and value.lower() == b"websocket" for name, value in request.headers
+        )
         with self._state.condition:
             self.path = path
-            self.session = urllib.parse.unquote(path.rpartition("/")[2])
+            self.rest = not self._upgrading and bool(find_route(path)[0])
+            self.session = "" if self.rest else urllib.parse.unquote(path.rpartition("/")[2])
             self.query = urllib.parse.parse_qs(query, keep_blank_values=True)
             self.request_headers = [
                 (name.decode(), value.decode("latin-1")) for name, value in request.headers
@@ -186,13 +216,39 @@ class Conversation(ServerConnection):
             self._request = request
             self._state.changed()
 
-    def _answer_http(self) -> None:
-        """Answer a request that is no upgrade. The place for REST on the same port; `_body` has the body."""
-        self._send_http(404)
+    def _answer_rest(self, request: RestRequest) -> None:
+        answer = self._rest.answer(request)
+        for problem in answer.problems:
+            self._violation(f"{request.method} {request.path}: {problem}")
+        keep = self._http.their_state is h11.DONE and not answer.close
 
-    def _send_http(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        def record() -> None:  # under the stream's lock: it is there when the client has the answer
+            request.status, request.answer = answer.status, answer.body
+
+        self._send_http(answer.status, answer.all_headers(), answer.payload(), keep=keep, record=record)
+        with self._state.condition:
+            self._state.changed()
+        if keep:
+            # A new one, not start_next_cycle: h11 has not seen the answer.
+            self._http = h11.Connection(h11.SERVER)
+            self._body.clear()
+            early, self._early = self._early, b""
+            if early:
+                self._feed(early)
+
+    def _send_http(
+        self,
+        status: int,
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        keep: bool = False,
+        record: Callable[[], None] | None = None,
+    ) -> None:
         names = {name.lower() for name in headers or ()}
-        own = {"Content-Length": str(len(body)), "Connection": "close"}
+        own = {} if keep else {"Connection": "close"}
+        if status not in (204, 304):
+            own["Content-Length"] = str(len(body))
         lines = [*(headers or {}).items(), *((k, v) for k, v in own.items() if k.lower() not in names)]
         try:
             phrase = HTTPStatus(status).phrase
@@ -200,14 +256,20 @@ class Conversation(ServerConnection):
             phrase = "Refused"
         # Not h11's encoder: a refusal may be anything, also what no server should answer to an upgrade.
         head = "".join(f"{name}: {value}\r\n" for name, value in lines)
-        self._stream.post(f"HTTP/1.1 {status} {phrase}\r\n{head}\r\n".encode("latin-1") + body)
-        self._finish()
+        if self._method() == "HEAD" or status in (204, 304):
+            body = b""
+        self._stream.post(f"HTTP/1.1 {status} {phrase}\r\n{head}\r\n".encode("latin-1") + body, record)
+        if not keep:
+            self._finish()
 
     def _answer_upgrade(self) -> None:
         assert self._request is not None
         rejection = self._state.take_rejection(self.session, upgrade=True)
         if rejection is not None:
             self._send_http(rejection.code, dict(rejection.headers), rejection.body)
+            return
+        if self._rest.is_stale(self.session):
+            self._send_http(404)
             return
         upgrade = WSConnection(ConnectionType.SERVER)
         try:

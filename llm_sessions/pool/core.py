@@ -1,0 +1,214 @@
+"""The facts of one session, and the steps by which they change.
+
+Every decision is a method that runs under the session's lock, changes the state by a step of the table in
+`protocol.state`, and collects what is to be done outside the lock as a list of effects. A session is one
+object in three layers: these facts and steps; on them what connectors and readers report (`reports`); on
+those what callers ask (`machine`).
+
+`_links` holds the sockets that somebody must still hear the end of: the active one, the one being made, and
+replaced ones. CLOSED is applied by whoever removes the last of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .._logging import SessionLogger
+from .._sync import SESSION, make_lock
+from ..connection.transport import Link
+from ..protocol.closing import DEFAULT_CODE, DEFAULT_REASON
+from ..protocol.events import Disconnected, Offline
+from ..protocol.mercury import Ended
+from ..protocol.state import SessionState, Trigger, next_state
+from .attempt import Attempt
+from .connector import serve
+from .dispatch import Dispatcher
+from .listeners import ListenerTable
+from .retry import Retries
+from .sources import Endpoint, Target, TokenProvider
+
+if TYPE_CHECKING:
+    from .environment import Environment
+
+__all__ = ["Effects", "SessionCore"]
+
+Effects = list[Callable[[], object]]
+T = TypeVar("T")
+
+
+class SessionCore:
+    """One session's state, shared by all threads. `Session` is its public face.
+
+    Args:
+        session_id: Its key in the pool.
+        env: What all sessions of the pool share.
+        gone: Called without a lock after an explicit disconnect, with the session's id.
+    """
+
+    def __init__(
+        self, session_id: str, env: Environment, gone: Callable[[str], None] = lambda session_id: None
+    ) -> None:
+        self.session_id = session_id
+        self.env = env
+        self._gone = gone
+        self._log = SessionLogger(logging.getLogger("llm_sessions.pool"), {"session_id": session_id})
+        self.listeners = ListenerTable()
+        self.dispatcher = Dispatcher(
+            session_id,
+            self.listeners,
+            env.all_listeners,
+            threads=env.threads,
+            queue_size=env.config.queue_size,
+            drop_oldest=env.config.when_full == "drop_oldest",
+        )
+        # Guards everything below. Rank 20: no I/O, callback, log call or thread start happens under it.
+        self._lock = make_lock("session", SESSION)
+        self._changed = threading.Condition(self._lock)
+        self._state = SessionState.IDLE
+        self._attempt: Attempt | None = None  # the live run
+        self._active: Link | None = None
+        self._links: set[Link] = set()
+        self._generation = 0
+        self._endpoint: Endpoint | None = None
+        self._provider: TokenProvider | None = None
+        self._token = ""  # what the active link was authorized with
+        self._target: Target | None = None  # where it is connected to
+        self._retries = Retries(env.config)
+        self._online_at = 0.0
+        self._short_lives = 0
+        self._kept_close: Ended | None = None  # the old socket's 4001, read before the switchover settled
+        # While two sockets are in use: which of them brought an envelope's id first. None otherwise.
+        self._brought_by: dict[str, Link] | None = None
+        self._asked: tuple[int | None, str | None] = (None, None)
+        self._farewell: tuple[int, str] | None = None  # how the active link ended while disconnecting
+        # What waiters compare: they only ever grow.
+        self._onlines = self._endings = self._disconnects = 0
+        self._ending: Exception | None = None  # why the last of `_endings` came
+        self._waiters = 0
+        self._dropping = False  # somebody was told that messages are dropped
+        self._forgotten = False  # the pool made the id up, and nobody can use it any more
+        self._observers: tuple[Callable[[], None], ...] = ()
+        self.was_online = False
+        self.last_error: Exception | None = None
+        self.latency: float | None = None
+
+    def _decide(self, decision: Callable[..., T], *arguments: Any) -> T:
+        """Run a decision under the lock, then what it asks for, also when Ctrl-C arrives in between."""
+        effects: Effects = []
+        try:
+            with self._lock:
+                return decision(effects, *arguments)
+        finally:
+            if effects:
+                _act(effects)
+
+    def _report(self, decision: Callable[..., T], *arguments: Any) -> T:
+        """The same on a reader's thread, where a log handler or an observer must not wait for the session."""
+        before = serve(self)
+        try:
+            return self._decide(decision, *arguments)
+        finally:
+            serve(before)
+
+    # -- steps: the lock is held --------------------------------------------------------------------------
+
+    def _step(self, effects: Effects, trigger: Trigger) -> None:
+        before, self._state = self._state, next_state(self._state, trigger)
+        if self._state in (SessionState.IDLE, SessionState.OFFLINE):
+            self.dispatcher.set_lingering(False)
+        elif before in (SessionState.IDLE, SessionState.OFFLINE):
+            self.dispatcher.set_lingering(True)
+        self._changed.notify_all()
+        effects.append(partial(self._log.info, "%s -> %s", before.value, self._state.value))
+        effects.extend(self._observers)
+
+    def _emit(self, effects: Effects, name: str, payload: object) -> None:
+        if self.dispatcher.put_state(name, payload):
+            effects.append(self.dispatcher.start)
+
+    def _emit_offline(self, effects: Effects, detail: str, code: int, reason: str) -> None:
+        payload = Offline(self.session_id, code, reason)
+        self._emit(effects, "offline", payload)
+        self._emit(effects, f"offline.{detail}", payload)
+
+    def _end_with(self, error: Exception) -> None:
+        """Tell every waiter why the session is not going to be online."""
+        self._endings += 1
+        self._ending = error
+
+    def _cancel_attempt(self, effects: Effects, error: Exception) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is None:
+            return
+        attempt.cancel()
+        attempt.outcome.set_exception(error)
+        if attempt.link is not None:
+            self._links.discard(attempt.link)
+            effects.append(attempt.link.abort)
+            attempt.link = None
+
+    def _drop_links(self, effects: Effects) -> None:
+        """Let go of replaced sockets that the server has not closed yet: OFFLINE has none."""
+        effects.extend(link.abort for link in self._links)
+        self._links.clear()
+
+    def _closed(self, effects: Effects) -> None:
+        """The last socket is gone. Applied by whoever removed it."""
+        code, reason = self._asked
+        reported = self._farewell or (code or DEFAULT_CODE, DEFAULT_REASON if reason is None else reason)
+        self._disconnects += 1
+        self._active, self._farewell = None, None
+        self._step(effects, Trigger.CLOSED)
+        self._cleared(effects)
+        self._emit_offline(effects, "permanent", *reported)
+        self._emit(effects, "disconnected", Disconnected(self.session_id))
+
+    def _cleared(self, effects: Effects) -> None:
+        self.was_online = False
+        self._token, self._target = "", None
+        effects.append(partial(self._gone, self.session_id))
+
+    # -- looking ------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> SessionState:
+        return self._state
+
+    @property
+    def active(self) -> Link | None:
+        """The socket in use, or None."""
+        return self._active
+
+    @property
+    def url(self) -> str | None:
+        target = self._target
+        return target.url if target is not None else None
+
+    def observe(self, notify: Callable[[], None]) -> Callable[[], None]:
+        """Have `notify` called after every change of state, on whatever thread made it, without a lock.
+
+        It must not block. Returns a function that ends it.
+        """
+        with self._lock:
+            self._observers = (*self._observers, notify)
+
+        def forget() -> None:
+            with self._lock:
+                self._observers = tuple(one for one in self._observers if one is not notify)
+
+        return forget
+
+
+def _act(effects: Iterable[Callable[[], object]]) -> None:
+    """Do what was decided: all of it, also when Ctrl-C or a log handler's exception comes in between."""
+    rest = iter(effects)
+    try:
+        for effect in rest:
+            effect()
+    except BaseException:
+        _act(rest)
+        raise

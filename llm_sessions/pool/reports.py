@@ -1,0 +1,322 @@
+"""What connectors and readers report to a session, and what it decides on that.
+
+Reports of what is no longer this session's business change nothing: a link that is not in `_links` and a run
+that is cancelled have been given up by an earlier decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from .._logging import without_secrets
+from ..connection.transport import Link
+from ..errors import ConnectError, ConnectionLost, Replaced
+from ..protocol.closing import CloseMeaning, classify_close
+from ..protocol.envelope import Envelope
+from ..protocol.events import (
+    ConnectionFailed,
+    Latency,
+    Offline,
+    Online,
+    SequenceMismatch,
+    SwitchoverComplete,
+    SwitchoverFailed,
+    SwitchoverStarted,
+)
+from ..protocol.mercury import Dropped, Ended, Event, LatencyMeasured, SequenceGap, ShutdownAnnounced
+from ..protocol.state import SessionState, Trigger
+from .attempt import Attempt, RunKind
+from .connector import Connector
+from .core import Effects, SessionCore
+
+__all__ = ["SessionReports"]
+
+_SHORT_LIFE = 1.0  # seconds; a socket that closes sooner after ready was not worth having
+_SHORT_LIVES = 3  # so many in a row, and the endpoint is told
+_MAX_REMEMBERED = 10_000  # ids of envelopes during a switchover
+
+
+class SessionReports(SessionCore):
+    """A session as its connector and its readers see it. It is their `LinkOwner`."""
+
+    # -- attempt runs -------------------------------------------------------------------------------------
+
+    def _new_attempt(
+        self, effects: Effects, kind: RunKind, first_wait: float = 0.0, rejected: str | None = None
+    ) -> Attempt:
+        assert self._endpoint is not None
+        self._generation += 1
+        attempt = Attempt(
+            self.session_id, self._generation, kind, self._endpoint, self._provider, first_wait, rejected
+        )
+        attempt.target = self._target
+        self._attempt = attempt
+        effects.append(partial(self._start_connector, attempt))
+        return attempt
+
+    def _start_connector(self, attempt: Attempt) -> None:
+        try:
+            self.env.threads.spawn(Connector(self, attempt).run, f"llm-connector[{self.session_id}]")
+        except RuntimeError as exc:
+            error = ConnectError(self.session_id, f"cannot start a connector thread: {exc}")
+            error.__cause__ = exc
+            self.give_up(attempt, error)
+
+    # -- the connector's reports --------------------------------------------------------------------------
+
+    def adopt(self, attempt: Attempt, link: Link) -> bool:
+        """Take the link that a run is about to open; False if nobody wants it any more."""
+
+        def decision(effects: Effects) -> bool:
+            if attempt.cancelled:
+                return False
+            attempt.link = link
+            attempt.link_ended = None
+            attempt.news.clear()
+            self._links.add(link)
+            return True
+
+        return self._decide(decision)
+
+    def disown(self, attempt: Attempt, link: Link) -> None:
+        """Forget a link that could not be opened."""
+
+        def decision(effects: Effects) -> None:
+            self._links.discard(link)
+            if attempt.link is link:
+                attempt.link = None
+
+        self._decide(decision)
+
+    def attempt_failed(self, attempt: Attempt, error: Exception) -> tuple[float, bool]:
+        """Count a failed attempt; return the seconds to wait, and whether another one is allowed."""
+
+        def decision(effects: Effects) -> tuple[float, bool]:
+            if attempt.cancelled:
+                return 0.0, False
+            retries, attempt.failures = attempt.failures, attempt.failures + 1
+            wait = self._retries.after_failure()
+            attempt.last_error = self.last_error = error
+            config = self.env.config
+            limit = config.max_retries if self.was_online else config.initial_max_retries
+            left = limit is None or self._retries.failures <= limit
+            if retries > 0 and getattr(error, "code", None) != 1006:
+                self._emit(effects, "connection_failed", ConnectionFailed(self.session_id, error, retries))
+            effects.append(partial(self._log.warning, "attempt %d failed: %s", attempt.number, error))
+            return wait, left
+
+        return self._decide(decision)
+
+    def give_up(self, attempt: Attempt, error: Exception) -> None:
+        """End a run that is not going to succeed, and tell every waiter."""
+
+        def decision(effects: Effects) -> None:
+            if attempt.cancelled or attempt is not self._attempt:
+                return
+            self._attempt = None
+            attempt.cancel()
+            attempt.outcome.set_exception(error)
+            self.last_error = error
+            if attempt.kind is RunKind.SWITCH:
+                self._step(effects, Trigger.SWITCH_FAILED)
+                self._emit(
+                    effects,
+                    "event:mercury_shutdown_switchover_failed",
+                    SwitchoverFailed(self.session_id, error),
+                )
+                kept, self._kept_close = self._kept_close, None
+                if kept is not None:
+                    self._active_ended(effects, kept)
+                return
+            self._end_with(error)
+            self._drop_links(effects)
+            self._step(effects, Trigger.GAVE_UP)
+            if attempt.kind is RunKind.RECONNECT:
+                code, reason = getattr(error, "code", None) or 1006, getattr(error, "reason", "")
+                self._emit(effects, "offline.permanent", Offline(self.session_id, code, reason))
+
+        self._decide(decision)
+
+    # -- the readers' reports -----------------------------------------------------------------------------
+
+    def link_ready(self, link: Link) -> None:
+        self._report(self._link_ready, link)
+
+    def _link_ready(self, effects: Effects, link: Link) -> None:
+        attempt = self._attempt
+        if attempt is None or attempt.link is not link:
+            effects.append(link.abort)  # it became ready after the cancel: never published
+            return
+        old, self._active = self._active, link
+        self._attempt = attempt.link = None
+        assert attempt.target is not None
+        self._token, self._target = attempt.token, attempt.target
+        if len(self._links) < 2:
+            self._brought_by = None
+        self._online_at = self.env.clock()
+        self.was_online = True
+        attempt.outcome.set_result(None)
+        attempt.news.set()
+        if attempt.kind is RunKind.SWITCH:
+            self._step(effects, Trigger.SWITCHED)
+            url = without_secrets(self._target.url)
+            self._emit(
+                effects,
+                "event:mercury_shutdown_switchover_complete",
+                SwitchoverComplete(self.session_id, url),
+            )
+            if old is not None:
+                effects.append(partial(old.retire, self.env.config.retire_timeout))
+            kept, self._kept_close = self._kept_close, None
+            if kept is not None:
+                self._retired_ended(effects, kept)
+        else:
+            self._onlines += 1
+            self._step(effects, Trigger.OPENED)
+            self._emit(effects, "online", Online(self.session_id))
+
+    def link_received(self, link: Link, events: Sequence[Event]) -> bool:
+        messages = [event for event in events if type(event) is dict]
+        if len(messages) == len(events):
+            return self._report(self._received, link, messages)
+        room = True
+        for event in events:
+            room = self._report(self._received, link, event) and room
+        return room
+
+    def _received(self, effects: Effects, link: Link, event: Event | list[dict[str, Any]]) -> bool:
+        if link not in self._links:
+            return True
+        if isinstance(event, (dict, list)):
+            batch = event if isinstance(event, list) else [event]
+            if self._brought_by is not None:
+                batch = self._without_repeats(self._brought_by, link, batch)
+            room, start = self.dispatcher.put_batch(batch, link.resume)
+            if start:
+                effects.append(self.dispatcher.start)
+            if self.dispatcher.dropped and not self._dropping:
+                self._dropping = True
+                effects.append(
+                    partial(self._log.warning, "the listeners are too slow: oldest messages are dropped")
+                )
+            return room
+        if isinstance(event, LatencyMeasured):
+            self.latency = event.seconds
+            self._emit(effects, "ping-pong-latency", Latency(self.session_id, event.seconds))
+            effects.append(partial(self._log.debug, "latency %.1f ms", event.seconds * 1000))
+        elif isinstance(event, SequenceGap):
+            gap = SequenceMismatch(self.session_id, event.actual, event.expected)
+            self._emit(effects, "sequence-mismatch", gap)
+            effects.append(
+                partial(self._log.warning, "message %d came, %d was due", event.actual, event.expected)
+            )
+        elif isinstance(event, Dropped):
+            effects.append(partial(self._log.warning, "dropped a message: %s", event.problem))
+        elif isinstance(event, ShutdownAnnounced):
+            self._shutdown(effects, link, event)
+        return True
+
+    def _without_repeats(
+        self, brought_by: dict[str, Link], link: Link, batch: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Leave out what the other socket of a switchover has brought already."""
+        kept = []
+        for message in batch:
+            identity = message.get("id")
+            if type(identity) is str and brought_by.setdefault(identity, link) is not link:
+                continue
+            kept.append(message)
+        while len(brought_by) > _MAX_REMEMBERED:
+            del brought_by[next(iter(brought_by))]
+        return kept
+
+    def _shutdown(self, effects: Effects, link: Link, event: ShutdownAnnounced) -> None:
+        if link is not self._active or self._state is not SessionState.ONLINE:
+            return  # a second announcement, or one on a socket that is not in use
+        self._step(effects, Trigger.SHUTDOWN)
+        envelope = Envelope(self.session_id, event.raw)
+        self._emit(effects, "event:mercury_shutdown_imminent", SwitchoverStarted(self.session_id, envelope))
+        self._lived()
+        self._brought_by = {}
+        self._new_attempt(effects, RunKind.SWITCH)
+
+    def link_ended(self, link: Link, ended: Ended) -> None:
+        self._report(self._link_ended, link, ended)
+
+    def _link_ended(self, effects: Effects, link: Link, ended: Ended) -> None:
+        if link not in self._links:
+            return
+        self._links.discard(link)
+        if len(self._links) < 2 and self._state is not SessionState.SWITCHING:
+            self._brought_by = None
+        effects.append(
+            partial(
+                self._log.debug, "a socket ended: %d %s (%s)", ended.code, ended.reason, ended.cause.value
+            )
+        )
+        attempt = self._attempt
+        if self._state is SessionState.DISCONNECTING:
+            if link is self._active:
+                self._farewell = ended.code, ended.reason
+            if not self._links:
+                self._closed(effects)
+        elif attempt is not None and attempt.link is link:
+            attempt.link = None
+            attempt.link_ended = ended
+            attempt.news.set()
+        elif link is self._active:
+            self._active_ended(effects, ended)
+        else:
+            self._retired_ended(effects, ended)
+
+    def _retired_ended(self, effects: Effects, ended: Ended) -> None:
+        if ended.code == 4001:
+            self._emit(effects, "offline.replaced", Offline(self.session_id, ended.code, ended.reason))
+
+    def _active_ended(self, effects: Effects, ended: Ended) -> None:
+        code, reason = ended.code, ended.reason
+        meaning = classify_close(code, reason)
+        switching = self._state is SessionState.SWITCHING
+        if switching and code == 4001:
+            self._kept_close = ended
+            return
+        self._active = None
+        error = (Replaced if meaning is CloseMeaning.REPLACED else ConnectionLost)(
+            self.session_id, code, reason
+        )
+        error.__cause__ = ended.error
+        self.last_error = error
+        if meaning in (CloseMeaning.TRANSIENT, CloseMeaning.UNAUTHORIZED):
+            self._step(effects, Trigger.LOST)
+            self._emit_offline(effects, "transient", code, reason)
+            rejected = self._token if meaning is CloseMeaning.UNAUTHORIZED else None
+            if switching and self._attempt is not None:
+                self._attempt.kind = RunKind.RECONNECT
+            else:
+                self._reconnect(effects, rejected, error)
+            return
+        self._cancel_attempt(effects, error)
+        self._end_with(error)
+        self._drop_links(effects)
+        self._step(effects, Trigger.ENDED)
+        self._emit_offline(
+            effects, "permanent" if meaning is CloseMeaning.PERMANENT else "replaced", code, reason
+        )
+
+    def _reconnect(self, effects: Effects, rejected: str | None, error: Exception) -> None:
+        lived = self._lived()
+        attempt = self._new_attempt(effects, RunKind.RECONNECT, self._retries.after_loss(), rejected)
+        attempt.last_error = error
+        self._short_lives = self._short_lives + 1 if lived < _SHORT_LIFE else 0
+        if self._short_lives >= _SHORT_LIVES:
+            self._short_lives = 0
+            attempt.stale = error
+
+    def _lived(self) -> float:
+        """Return how long the active link has been ready; if long enough, waits and counts start anew."""
+        lived = self.env.clock() - self._online_at
+        if lived >= self.env.config.backoff_max:
+            self._retries.reset()
+        return lived

@@ -1,0 +1,1107 @@
+"""One socket, from its first packet to its last report: raw peers for the odd cases, else LocalServer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from llm_sessions._sync import Deadline, ThreadGroup
+from llm_sessions.connection import connection as connection_module
+from llm_sessions.connection.connection import Connection, resolve
+from llm_sessions.connection.stream_errors import StreamBroken
+from llm_sessions.connection.transport import AttemptFailed, LinkBroken
+from llm_sessions.protocol.closing import Failure
+from llm_sessions.protocol.mercury import EndCause, Ended, LatencyMeasured, Timing
+from llm_sessions.protocol.url import connection_url
+from llm_sessions.testing.server import LocalServer
+from tests.peers import (
+    READY,
+    Links,
+    Owner,
+    Peer,
+    close_frame,
+    frame,
+    full_backlog,
+    nobody,
+    read_exactly,
+    read_frame,
+    read_request,
+    read_to_end,
+    reset,
+    upgraded,
+)
+from tests.support import LONG, Background, Gate, descriptors, eventually, library_threads
+
+MakeLink = Callable[..., Connection]
+
+HUGE = b"x" * (32 << 20)  # more than any pair of kernel buffers takes
+NO_PINGS = Timing(ping_interval=3600, pong_timeout=3600)
+
+
+class Clock:
+    """Real time, and what the test adds to it: this process was stopped for so long."""
+
+    def __init__(self) -> None:
+        self.added = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.added
+
+
+@pytest.fixture
+def links(client_context: ssl.SSLContext) -> Iterator[Links]:
+    links = Links(client_context)
+    yield links
+    links.close()
+
+
+@pytest.fixture
+def owner() -> Owner:
+    return Owner()
+
+
+@pytest.fixture
+def peer_context(tls: bool, server_context: ssl.SSLContext) -> ssl.SSLContext | None:
+    return server_context if tls else None
+
+
+@pytest.fixture
+def make(links: Links, owner: Owner, tls: bool) -> MakeLink:
+    """Make a link to a port, plain or TLS."""
+    return lambda port, **options: links.make(port, owner, tls=tls, **options)
+
+
+@pytest.fixture
+def online(make: MakeLink, owner: Owner) -> MakeLink:
+    """Open a link to a LocalServer and wait until it is ready."""
+
+    def open_it(server: LocalServer, **options: Any) -> Connection:
+        path = connection_url(f"ws://x/{options.pop('key', 'key')}", now_ms=1).partition("x/")[2]
+        link = make(server.port, path=path, **options)
+        link.open()
+        owner.wait_ready()
+        return link
+
+    return open_it
+
+
+def wait_pong(owner: Owner) -> None:
+    """Wait for the first pong, so that whatever comes next is the test's."""
+    owner.wait_for(lambda: any(isinstance(r, LatencyMeasured) for r in owner.reports), "the pong")
+
+
+def stays_silent(peer: Peer, sock: Any) -> None:
+    peer.hold()
+
+
+# T0, T1: ending an attempt, wherever it is
+
+
+def mute_tls(peer: Peer, sock: Any) -> None:
+    assert read_exactly(sock, 5)[0] == 22
+    peer.arrived.release()
+    peer.hold()
+
+
+def mute_http(peer: Peer, sock: Any) -> None:
+    read_request(sock)
+    peer.arrived.release()
+    peer.hold()
+
+
+def dripping_head(peer: Peer, sock: Any) -> None:
+    read_request(sock)
+    sock.sendall(b"HTTP/1.1 101 Switching\r\nX: ")
+    peer.arrived.release()
+    while not peer.over.wait(0.01):
+        sock.sendall(b"x")
+
+
+PHASES = [
+    pytest.param(mute_tls, True, id="mute TLS"),
+    pytest.param(mute_http, False, id="mute HTTP"),
+    pytest.param(mute_http, True, id="mute HTTPS"),
+    pytest.param(dripping_head, False, id="dripping HTTP"),
+    pytest.param(dripping_head, True, id="dripping HTTPS"),
+]
+
+
+@pytest.mark.parametrize("verb", ["abort", "close"])
+@pytest.mark.parametrize(("script", "secure"), PHASES)
+def test_t0_abort_ends_the_attempt_in_every_phase(
+    script: Any, secure: bool, verb: str, links: Links, owner: Owner, server_context: ssl.SSLContext
+) -> None:
+    context = server_context if secure and script is not mute_tls else None
+    with Peer(script, context) as peer:
+        link = links.make(peer.port, owner, tls=secure, open_timeout=None)
+        call = Background(link.open)
+        for _ in range(2):  # connected, and in its phase
+            assert peer.arrived.acquire(timeout=LONG)
+        started = time.monotonic()
+        link.abort() if verb == "abort" else link.close(None, None)
+        error = call.error()
+        assert time.monotonic() - started < 1
+        assert isinstance(error, AttemptFailed)
+        assert error.failure is Failure.NETWORK
+        assert f"localhost:{peer.port} was ended" in error.message
+        assert owner.reports == []
+        assert not link.ready
+
+
+def test_t0_abort_ends_a_tcp_connect(make: MakeLink, owner: Owner) -> None:
+    with full_backlog() as address:
+        link = make(1, found=[address], open_timeout=None)
+        polling, real = threading.Event(), link._stream._poll_once
+
+        def announced(events: int, timeout: float | None) -> int:
+            polling.set()
+            return real(events, timeout)
+
+        link._stream._poll_once = announced  # type: ignore[method-assign]
+        call = Background(link.open)
+        assert polling.wait(LONG)
+        started = time.monotonic()
+        link.abort()
+        assert isinstance(call.error(), AttemptFailed)
+        assert time.monotonic() - started < 1
+        assert owner.reports == []
+
+
+def test_t0_an_attempt_ended_during_dns_opens_nothing(make: MakeLink, owner: Owner) -> None:
+    gate = Gate()
+    with Peer(stays_silent) as peer:
+
+        def slow(host: str, port: int) -> Any:
+            gate.pass_through()
+            return [peer.address]
+
+        link = make(peer.port, found=slow)
+        call = Background(link.open)
+        gate.wait_arrived()
+        link.abort()
+        gate.open()
+        assert isinstance(call.error(), AttemptFailed)
+        assert not peer.arrived.acquire(blocking=False)
+        assert owner.reports == []
+
+
+@pytest.mark.parametrize("verb", ["abort", "close"])
+def test_t0_i2_an_end_while_waiting_for_ready_is_reported_at_once(
+    verb: str, server: LocalServer, make: MakeLink, owner: Owner
+) -> None:
+    server.withhold_ready()
+    link = make(server.port, path=connection_url("ws://x/key", now_ms=1)[7:], open_timeout=None)
+    link.open()
+    server.wait_live()
+    started = time.monotonic()
+    link.abort() if verb == "abort" else link.close(3050, "done (permanent)")
+    ended = owner.wait_ended()
+    assert time.monotonic() - started < 1
+    assert ended.cause is EndCause.ABORTED
+    assert (ended.code, ended.reason) == ((1006, "") if verb == "abort" else (3050, "done (permanent)"))
+    assert not link.ready
+    assert owner.reports == [ended]
+
+
+@pytest.mark.parametrize(("script", "secure"), PHASES)
+def test_t1_one_deadline_holds_for_all_phases(
+    script: Any, secure: bool, links: Links, owner: Owner, server_context: ssl.SSLContext
+) -> None:
+    context = server_context if secure and script is not mute_tls else None
+    with Peer(script, context) as peer:
+        link = links.make(peer.port, owner, tls=secure, open_timeout=0.3)
+        started = time.monotonic()
+        with pytest.raises(
+            AttemptFailed, match=f"localhost:{peer.port} did not answer within 0.3 s"
+        ) as caught:
+            link.open()
+        assert caught.value.failure is Failure.NETWORK
+        assert time.monotonic() - started < 3
+
+
+def test_t1_i1_the_wait_for_ready_is_part_of_the_deadline(
+    server: LocalServer, make: MakeLink, owner: Owner
+) -> None:
+    server.withhold_ready()
+    link = make(server.port, path=connection_url("ws://x/key", now_ms=1)[7:], open_timeout=0.5)
+    link.open()
+    ended = owner.wait_ended()
+    assert (ended.code, ended.cause) == (1006, EndCause.OPEN_TIMEOUT)
+
+
+def test_i1_frames_before_ready_are_delivered_before_it(
+    server: LocalServer, make: MakeLink, owner: Owner
+) -> None:
+    server.withhold_ready()
+    link = make(server.port, path=connection_url("ws://x/key", now_ms=1)[7:])
+    link.open()
+    [connection] = server.wait_live()
+    server.publish(id="early")
+    owner.wait_message("early")
+    assert not link.ready
+    server.release_ready()
+    owner.wait_ready()
+    assert link.ready
+    server.publish(id="late")
+    owner.wait_message("late")
+    server.wait_for(lambda: {"early", "late"} <= set(connection.acks))
+    assert owner.reports.index("ready") > 0
+
+
+# What the failures of an attempt say
+
+
+def failure(link: Connection) -> AttemptFailed:
+    with pytest.raises(AttemptFailed) as caught:
+        link.open()
+    return caught.value
+
+
+def test_dns_failure_names_the_host_and_has_its_cause(make: MakeLink) -> None:
+    def unknown(host: str, port: int) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    error = failure(make(443, host="nowhere.example", found=unknown))
+    assert error.failure is Failure.NETWORK
+    assert "cannot resolve nowhere.example:443" in error.message
+    assert isinstance(error.__cause__, socket.gaierror)
+
+
+def test_a_name_that_cannot_be_encoded_does_not_resolve(make: MakeLink) -> None:
+    error = failure(make(443, host="x" * 70 + ".example", found=resolve))
+    assert error.failure is Failure.NETWORK
+    assert isinstance(error.__cause__, UnicodeError)
+
+
+def test_the_resolver_is_the_systems() -> None:
+    found = resolve("127.0.0.1", 80)
+    assert [(kind, proto, where) for _, kind, proto, _, where in found] == [
+        (socket.SOCK_STREAM, socket.IPPROTO_TCP, ("127.0.0.1", 80))
+    ]
+
+
+def test_nobody_listens(make: MakeLink) -> None:
+    address = nobody()
+    error = failure(make(address[4][1], found=[address]))
+    assert error.failure is Failure.NETWORK
+    assert f"nothing listens at localhost:{address[4][1]}" in error.message
+    assert isinstance(error.__cause__, ConnectionRefusedError)
+
+
+def test_a_second_address_is_used(server: LocalServer, online: MakeLink) -> None:
+    good = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", server.port))
+    with full_backlog() as silent:
+        link = online(server, found=[nobody(), silent, good], open_timeout=2)
+        assert link.ready
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_peer_that_hangs_up_in_the_handshake(
+    how: str, make: MakeLink, peer_context: ssl.SSLContext | None
+) -> None:
+    def hang_up(peer: Peer, sock: Any) -> None:
+        read_request(sock)
+        if how == "reset":
+            reset(sock)
+
+    with Peer(hang_up, peer_context) as peer:
+        error = failure(make(peer.port))
+        assert error.failure is Failure.NETWORK
+        assert f"cannot connect to localhost:{peer.port}" in error.message
+        assert error.__cause__ is not None
+
+
+def test_a_plain_server_is_no_tls_server(links: Links, owner: Owner) -> None:
+    with LocalServer(strict=False) as server:
+        error = failure(links.make(server.port, owner, tls=True))
+    assert error.failure is Failure.MISPLACED
+    assert f"localhost:{server.port} does not speak TLS" in error.message
+    assert isinstance(error.__cause__, ssl.SSLError)
+
+
+@pytest.mark.parametrize("alert", [True, False])
+def test_a_tls_server_is_no_plain_server(
+    alert: bool, links: Links, owner: Owner, server_context: ssl.SSLContext
+) -> None:
+    """Some servers send an alert. OpenSSL's just hang up when they see HTTP, which looks like any loss."""
+
+    def complain(peer: Peer, sock: Any) -> None:
+        read_request(sock)
+        sock.sendall(b"\x15\x03\x01\x00\x02\x02\x46")
+        peer.hold()
+
+    if alert:
+        with Peer(complain) as peer:
+            error = failure(links.make(peer.port, owner, tls=False))
+        assert error.failure is Failure.MISPLACED
+        assert f"localhost:{peer.port} does not speak HTTP" in error.message
+    else:
+        with LocalServer(ssl_context=server_context, strict=False) as server:
+            error = failure(links.make(server.port, owner, tls=False))
+        assert error.failure is Failure.NETWORK
+        assert f"localhost:{server.port}" in error.message
+    assert error.__cause__ is not None
+
+
+@pytest.mark.parametrize("wrong", ["authority", "host"])
+def test_a_certificate_that_is_not_valid(
+    wrong: str, links: Links, owner: Owner, server_context: ssl.SSLContext
+) -> None:
+    with LocalServer(ssl_context=server_context, strict=False) as server:
+        link = links.make(
+            server.port,
+            owner,
+            tls=True,
+            host="localhost" if wrong == "authority" else "other.example",
+            ssl_context=ssl.create_default_context() if wrong == "authority" else None,
+        )
+        error = failure(link)
+        server.wait_for(lambda: all(c.closed_at is not None for c in server.connections()))
+        told = [connection.error for connection in server.connections()]
+    assert error.failure is Failure.UNTRUSTED
+    assert "is not valid" in error.message
+    assert f":{server.port}" in error.message
+    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    if wrong == "authority":
+        assert "alert unknown ca" in str(told[0]).lower(), "the server was not told why"
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(401, Failure.UNAUTHORIZED), (404, Failure.STALE), (429, Failure.BUSY)]
+)
+def test_an_http_refusal_has_its_row(
+    status: int, expected: Failure, server: LocalServer, make: MakeLink
+) -> None:
+    server.reject(status, headers={"Retry-After": "5"}, body=b"<html>")
+    error = failure(make(server.port, path=connection_url("ws://x/key", now_ms=1)[7:]))
+    assert (error.failure, error.status, error.retry_after) == (expected, status, "5")
+    assert f"localhost:{server.port}" in error.message
+    assert error.__cause__ is not None
+
+
+def test_no_thread_to_be_had_is_a_failed_attempt(
+    server: LocalServer, make: MakeLink, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    link = make(server.port, path=connection_url("ws://x/key", now_ms=1)[7:])
+    monkeypatch.setattr(ThreadGroup, "spawn", none_left)
+    error = failure(link)
+    assert error.failure is Failure.NETWORK
+    assert isinstance(error.__cause__, RuntimeError)
+    link.close(None, None)
+    assert owner.reports == []
+
+
+# Conversation
+
+
+def test_messages_go_both_ways(server: LocalServer, online: MakeLink, owner: Owner) -> None:
+    link = online(server)
+    link.send(b'{"type":"hello"}', LONG)
+    [connection] = server.live()
+    server.wait_for(lambda: {"type": "hello"} in connection.received)
+    server.publish(id="m1", sequence=True)
+    owner.wait_message("m1")
+    server.wait_for(lambda: "m1" in connection.acks)
+    assert link.time_offset is not None
+    assert connection.token == "token"
+    link.close(None, None)
+    ended = owner.wait_ended()
+    assert (ended.code, ended.reason, ended.cause) == (1000, "Done", EndCause.LOCAL)
+    with pytest.raises(LinkBroken) as caught:
+        link.send(b"{}", LONG)
+    assert not caught.value.started
+
+
+def test_frames_glued_to_the_101_are_not_lost(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    def script(peer: Peer, sock: Any) -> None:
+        peer.upgrade(sock, frame({"id": "glued"}), frame(READY), frame({"id": "last"}))
+        peer.hold()
+
+    with Peer(script, peer_context) as peer:
+        link = make(peer.port)
+        link.open()
+        owner.wait_message("last")
+        assert owner.reports[0] == {"id": "glued"}
+        assert owner.reports[1:3] == ["ready", READY]
+        link.abort()
+        owner.wait_ended()
+
+
+def test_a_close_frame_glued_to_the_101_is_reported(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    with Peer(lambda peer, sock: peer.upgrade(sock, close_frame(4401, "no")), peer_context) as peer:
+        make(peer.port).open()
+        assert owner.wait_ended() == Ended(4401, "no", EndCause.PEER)
+
+
+@pytest.mark.stress
+def test_t8_sixteen_senders_interleave_whole_messages_only(server: LocalServer, online: MakeLink) -> None:
+    """The server's codec (wsproto) finds every frame whole, and each sender's messages in order."""
+    link = online(server, timing=NO_PINGS)
+    pad = "x" * 300
+
+    def send_all(sender: int) -> None:
+        for number in range(1000):
+            text = f'{{"type":"t8","from":{sender},"n":{number},"pad":"{pad if number % 7 else pad * 30}"}}'
+            link.send(text.encode(), LONG)
+
+    senders = [Background(lambda n=n: send_all(n)) for n in range(16)]  # type: ignore[misc]
+    for sender in senders:
+        sender.result(60)
+    [connection] = server.live()
+    server.wait_for(lambda: len(connection.received) >= 16_000 + 2, 60)
+    got = [obj for obj in connection.received if obj.get("type") == "t8"]
+    for sender in range(16):
+        assert [obj["n"] for obj in got if obj["from"] == sender] == list(range(1000))
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize(
+    ("code", "reason", "forced"),
+    [
+        (None, None, (1000, "Done (forced)")),
+        (None, "bye", (1000, "Done (forced)")),
+        (3050, None, (3050, "Done (unknown)")),
+        (3050, "done (permanent)", (3050, "done (permanent)")),
+    ],
+)
+def test_i3_a_close_is_answered_or_forced(
+    code: int | None,
+    reason: str | None,
+    forced: tuple[int, str],
+    answers: bool,
+    server: LocalServer,
+    online: MakeLink,
+    owner: Owner,
+) -> None:
+    server.ignore_close(on=not answers)
+    link = online(server, timing=Timing(force_close_delay=LONG if answers else 0.05))
+    [connection] = server.live()
+    link.close(code, reason)
+    link.close(4999, "the first one counts")
+    ended = owner.wait_ended()
+    sent = (code or 1000, reason or "Done")
+    assert (ended.code, ended.reason) == (sent if answers else forced)
+    assert ended.cause is EndCause.LOCAL
+    server.wait_for(lambda: connection.close_code is not None)
+    assert (connection.close_code, connection.close_reason) == sent
+
+
+def test_i9_nothing_happens_after_the_end(server: LocalServer, online: MakeLink, owner: Owner) -> None:
+    server.mute()
+    link = online(server)
+    [connection] = server.live()
+    link.close(None, None)
+    ended = owner.wait_ended()
+    connection.send_json({"type": "pong", "id": connection.pings[0]})
+    assert not [thread for thread in library_threads() if "reader" in thread.name and thread.is_alive()] or (
+        eventually(lambda: not [t for t in library_threads() if "reader" in t.name]) is None
+    )
+    assert owner.reports[-1] is ended
+    assert sum(isinstance(report, Ended) for report in owner.reports) == 1
+    link.close(3050, None)
+    link.abort()
+    link.retire(0)
+    link.resume()
+    assert not link.ready
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+@pytest.mark.parametrize("reason", ["Pong mismatch", "Pong not received"])
+def test_i10_a_wrong_or_missing_pong_ends_as_a_loss(
+    reason: str, ignores: bool, server: LocalServer, online: MakeLink, owner: Owner
+) -> None:
+    server.ignore_close(on=ignores)
+    if reason == "Pong mismatch":
+        server.wrong_pong()
+    else:
+        server.mute()
+    online(server, timing=Timing(ping_interval=LONG, pong_timeout=0.2, force_close_delay=0.1))
+    ended = owner.wait_ended()
+    assert (ended.code, ended.reason, ended.cause) == (1000, reason, EndCause.KEEPALIVE)
+
+
+def test_pings_go_on_and_their_answers_are_measured(
+    server: LocalServer, online: MakeLink, owner: Owner
+) -> None:
+    online(server, timing=Timing(ping_interval=0.01, pong_timeout=LONG))
+    owner.wait_for(
+        lambda: sum(isinstance(report, LatencyMeasured) for report in owner.reports) >= 3, "three pongs"
+    )
+
+
+def test_i11_t2_fifty_links_leave_nothing_behind(server: LocalServer, links: Links, tls: bool) -> None:
+    before = descriptors()
+    path = connection_url("ws://x/key", now_ms=1)[7:]
+    for n in range(50):
+        owner = Owner()
+        link = links.make(server.port, owner, tls=tls, path=path)
+        link.open()
+        owner.wait_ready()
+        if n % 2:
+            link.close(None, None)
+        else:
+            link.abort()
+        owner.wait_ended()
+        server.wait_for(lambda: all(c.closed_at is not None for c in server.connections()))
+    eventually(lambda: descriptors() <= before)
+    eventually(lambda: links.threads.alive() == [])
+
+
+def test_a_link_that_was_replaced_closes_by_itself(
+    server: LocalServer, online: MakeLink, owner: Owner
+) -> None:
+    link = online(server)
+    link.retire(0.05)
+    ended = owner.wait_ended()
+    assert (ended.code, ended.reason, ended.cause) == (1000, "Done", EndCause.LOCAL)
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_a_lost_connection_is_1006(how: str, server: LocalServer, online: MakeLink, owner: Owner) -> None:
+    link = online(server)
+    server.drop() if how == "rst" else server.close_session(code=1006)
+    ended = owner.wait_ended()
+    assert (ended.code, ended.reason, ended.cause) == (1006, "", EndCause.LOST)
+    assert how == "fin" or isinstance(ended.error, StreamBroken)
+    with pytest.raises(LinkBroken):
+        link.send(b"{}", LONG)
+
+
+def test_an_abort_of_a_live_link_is_reported_as_ours(
+    server: LocalServer, online: MakeLink, owner: Owner
+) -> None:
+    online(server).abort()
+    assert owner.wait_ended() == Ended(1006, "", EndCause.ABORTED)
+
+
+def test_an_owner_that_raises_ends_the_link_and_is_logged(
+    server: LocalServer, online: MakeLink, owner: Owner, caplog: pytest.LogCaptureFixture
+) -> None:
+    online(server)
+
+    def bug(events: object) -> None:
+        raise ZeroDivisionError
+
+    owner.on_received = bug
+    with caplog.at_level(logging.ERROR, "llm_sessions.connection"):
+        server.publish()
+        ended = owner.wait_ended()
+    assert (ended.code, ended.cause) == (1006, EndCause.LOST)
+    assert isinstance(ended.error, ZeroDivisionError)
+    assert "bug in llm_sessions" in caplog.text
+
+
+# T13 and the peer's end
+
+
+def test_t13_a_tib_is_refused_before_a_byte_of_it_is_kept(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    said: list[tuple[int, bytes]] = []
+
+    def script(peer: Peer, sock: Any) -> None:
+        peer.open_session(sock)
+        sock.sendall(b"\x81\x7f" + (1 << 40).to_bytes(8, "big"))
+        said.append(read_frame(sock))
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Peer(script, peer_context) as peer:
+        make(peer.port).open()
+        ended = owner.wait_ended()
+        eventually(lambda: said)
+    assert (ended.code, ended.cause) == (1006, EndCause.VIOLATION)
+    assert said[0][0] == 8
+    assert said[0][1][:2] == (1009).to_bytes(2, "big")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+@pytest.mark.parametrize("backlog", [0, 200])
+def test_a_close_frame_with_a_reset_behind_it_is_not_lost(
+    backlog: int, links: Links, tls: bool, peer_context: ssl.SSLContext | None
+) -> None:
+    """4001, 40 times: the reset is there before we look; our acks and our answer meet it first."""
+    for _ in range(40):
+        gone, owner = Gate(), Owner()
+
+        def script(peer: Peer, sock: Any, gone: Gate = gone) -> None:
+            peer.open_session(sock, frame({"id": "hold"}))
+            gone.wait_arrived()
+            # In one write: a reset drops what its side still holds back.
+            sock.sendall(b"".join(frame({"id": str(n)}) for n in range(backlog)) + close_frame(4001, "moved"))
+            reset(sock)
+            gone.open()
+
+        owner.on_received = lambda events, gone=gone: (
+            gone.pass_through()
+            if any(isinstance(e, dict) and e.get("id") == "hold" for e in events)
+            else None
+        )
+        with Peer(script, peer_context) as peer:
+            links.make(peer.port, owner, tls=tls, timing=NO_PINGS).open()
+            ended = owner.wait_ended()
+        assert (ended.code, ended.reason, ended.cause) == (4001, "moved", EndCause.PEER)
+        assert len(owner.ids) == backlog + 1
+
+
+# T9, T14: writing
+
+
+def test_t9_a_send_that_times_out_ends_the_link(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    def script(peer: Peer, sock: Any) -> None:
+        peer.open_session(sock)
+        peer.hold()
+
+    with Peer(script, peer_context) as peer:
+        link = make(peer.port, timing=NO_PINGS)
+        link.open()
+        owner.wait_ready()
+        with pytest.raises(LinkBroken, match=r"not written within 0\.2 s") as caught:
+            link.send(HUGE, 0.2)
+        assert caught.value.started
+        assert owner.wait_ended().code == 1006
+        with pytest.raises(LinkBroken):
+            link.send(b"{}", LONG)
+
+
+def test_t1_an_abort_ends_a_stuck_sender(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    def script(peer: Peer, sock: Any) -> None:
+        peer.open_session(sock)
+        peer.hold()
+
+    with Peer(script, peer_context) as peer:
+        link = make(peer.port, timing=NO_PINGS)
+        link.open()
+        owner.wait_ready()
+        sending = Background(lambda: link.send(HUGE, None))
+        eventually(lambda: link._stream._pollers)
+        started = time.monotonic()
+        link.abort()
+        error = sending.error()
+        assert isinstance(error, LinkBroken)
+        assert error.started
+        owner.wait_ended()
+        assert time.monotonic() - started < 1
+
+
+def test_t14_a_stalled_sender_holds_up_neither_reads_nor_other_links(
+    server: LocalServer, online: MakeLink, owner: Owner, links: Links, tls: bool
+) -> None:
+    link = online(server, timing=NO_PINGS)
+    server.stall_reads("key")
+    [connection] = server.live()
+    # The server takes no binary and no such large text for an object, but it reads it.
+    huge = b'{"type":"huge","pad":"' + HUGE + b'"}'
+    sending = Background(lambda: link.send(huge, LONG))
+    eventually(lambda: link._stream._pollers, "the sender did not get stuck")
+    for n in range(200):
+        server.publish(id=f"m{n}")
+    owner.wait_message("m199")
+    other_owner = Owner()
+    other = links.make(server.port, other_owner, tls=tls, path=connection_url("ws://x/other", now_ms=1)[7:])
+    other.open()
+    other_owner.wait_ready()
+    other.send(b'{"type":"hello"}', LONG)
+    assert not sending.done
+    server.resume_reads("key")
+    sending.result()
+    server.wait_for(lambda: "m199" in connection.acks)
+    assert [ack for ack in connection.acks if str(ack).startswith("m")] == [f"m{n}" for n in range(200)]
+
+
+def test_a_peer_that_never_reads_its_acks_is_paused_and_then_left(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    """Bounded memory: reading stops at 256 KiB of our own unsent bytes, and all ends after `send_timeout`."""
+    high: list[int] = []
+
+    def script(peer: Peer, sock: Any) -> None:
+        peer.open_session(sock)
+        flood = b"".join(frame({"id": f"{n:0100}"}) for n in range(500))
+        while not peer.over.is_set():
+            sock.sendall(flood)
+
+    with Peer(script, peer_context, receive_buffer=4096) as peer:
+        link = make(peer.port, timing=NO_PINGS, send_timeout=0.4)
+        owner.on_received = lambda events: high.append(link._stream.own_unsent)
+        link.open()
+        ended = owner.wait_ended()
+    assert isinstance(ended.error, StreamBroken)
+    assert "reads nothing" in str(ended.error)
+    assert 256 << 10 < max(high) < (256 << 10) + (256 << 10)
+
+
+def stuck_link(make: MakeLink, peer: Peer, owner: Owner, clock: Clock, **options: Any) -> Connection:
+    """A link that has stopped reading because the peer takes no acks."""
+    link = make(peer.port, clock=clock, open_timeout=None, **options)
+    link.open()
+    owner.wait_ready()
+    eventually(lambda: link._stuck_since is not None, "it never got stuck")
+    return link
+
+
+def flood_without_reading(peer: Peer, sock: Any) -> None:
+    peer.open_session(sock)
+    flood = b"".join(frame({"id": f"{n:0100}"}) for n in range(500))
+    sock.settimeout(0.05)
+    try:
+        while True:
+            sock.sendall(flood)
+    except TimeoutError:
+        sock.settimeout(LONG)
+    peer.arrived.release()
+    assert peer.over.wait(LONG)
+
+
+def test_i3_a_close_of_a_stuck_link_is_reported_by_its_own_table(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    """The time for which a peer may read nothing passes while we are closing: the close's own time counts."""
+    clock = Clock()
+    with Peer(flood_without_reading, peer_context, receive_buffer=4096) as peer:
+        link = stuck_link(
+            make,
+            peer,
+            owner,
+            clock,
+            send_timeout=3600,
+            timing=Timing(ping_interval=9e9, pong_timeout=9e9, force_close_delay=7200),
+        )
+        link.close(3050, "bye")
+        waits = count_waits(link)
+        clock.added += 3601
+        link.resume()
+        assert waits.acquire(timeout=LONG)
+        for _ in range(3):
+            link._stream.wake()
+        assert not any(isinstance(report, Ended) for report in owner.reports)
+        clock.added += 3600
+        link._stream.wake()
+        assert owner.wait_ended() == Ended(3050, "bye", EndCause.LOCAL)
+
+
+def count_waits(link: Connection) -> threading.Semaphore:
+    """Return a semaphore that counts the waits of the reader as they begin."""
+    waits, real = threading.Semaphore(0), link._stream.wait
+
+    def counted(timeout: float | None, *, reading: bool) -> bool:
+        waits.release()
+        return real(timeout, reading=reading)
+
+    link._stream.wait = counted  # type: ignore[method-assign]
+    return waits
+
+
+def test_a_stuck_peer_that_reads_again_costs_nothing(links: Links, owner: Owner) -> None:
+    count, small = 6000, threading.Event()
+
+    def script(peer: Peer, sock: Any) -> None:
+        peer.open_session(sock)
+        assert small.wait(LONG)
+        flood = b"".join(frame({"id": f"{n:0100}"}) for n in range(count))
+        sending = Background(lambda: sock.sendall(flood))
+        eventually(lambda: link._stuck_since is not None, "it never got stuck")
+        while json.loads(read_frame(sock)[1]).get("messageId") != f"{count - 1:0100}":
+            pass
+        sending.result()
+        peer.arrived.release()
+        peer.hold()
+
+    with Peer(script, receive_buffer=4096) as peer:
+        link = links.make(peer.port, owner, tls=False, timing=NO_PINGS, send_timeout=LONG)
+        link.open()
+        assert link._stream._sock is not None
+        link._stream._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        small.set()
+        eventually(lambda: owner.reports[-1:] == [{"id": f"{count - 1:0100}"}])
+        for _ in range(2):  # connected, and every ack read
+            assert peer.arrived.acquire(timeout=LONG)
+        assert link._stream.own_unsent == 0
+        assert link.ready
+
+
+# Pause and resume
+
+
+def test_a_full_owner_pauses_reading_and_pings_go_on(
+    server: LocalServer, online: MakeLink, owner: Owner
+) -> None:
+    link = online(server, timing=Timing(ping_interval=0.02, pong_timeout=0.3))
+    [connection] = server.live()
+    wait_pong(owner)
+    owner.takes = False
+    server.publish(id="m0")
+    owner.wait_message("m0")
+    for n in range(1, 50):
+        server.publish(id=f"m{n}")
+    seen = len(connection.pings)
+    # More pings than the pong's time has room for: its deadline is suspended while nothing is read.
+    server.wait_for(lambda: len(connection.pings) >= seen + 30)
+    assert "m49" not in owner.ids
+    assert "m49" not in connection.acks
+    owner.takes = True
+    link.resume()
+    owner.wait_message("m49")
+    server.wait_for(lambda: "m49" in connection.acks)
+    assert [identity for identity in owner.ids if str(identity).startswith("m")] == [
+        f"m{n}" for n in range(50)
+    ]
+    assert link.ready
+
+
+def test_an_owner_that_resumes_at_once_is_not_missed(
+    server: LocalServer, online: MakeLink, owner: Owner
+) -> None:
+    """`resume` comes before `link_received` has even returned False."""
+    link = online(server, timing=NO_PINGS)
+    owner.takes = False
+    owner.on_received = lambda events: link.resume()
+    for n in range(20):
+        server.publish(id=f"m{n}")
+        owner.wait_message(f"m{n}")
+
+
+def test_an_owner_full_before_ready_pauses_too(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    """What one read brought comes in two parts, before and after ready: a no to the first is a no."""
+
+    def script(peer: Peer, sock: Any) -> None:
+        request = read_request(sock)
+        sock.sendall(upgraded(request) + frame({"id": "early"}) + frame(READY))
+        assert go_on.wait(LONG)
+        sock.sendall(frame({"id": "late"}))
+        peer.hold()
+
+    go_on, first = threading.Event(), []
+    with Peer(script, peer_context) as peer:
+        link = make(peer.port, timing=NO_PINGS)
+
+        def received(events: Any) -> None:
+            owner.takes = True
+            first.append(events)
+
+        owner.takes, owner.on_received = False, received
+        waits: list[bool] = []
+        waiting, real = threading.Event(), link._stream.wait
+
+        def wait(timeout: float | None, *, reading: bool) -> bool:
+            waits.append(reading)
+            waiting.set()
+            return real(timeout, reading=reading)
+
+        link._stream.wait = wait  # type: ignore[method-assign]
+        link.open()
+        owner.wait_ready()
+        eventually(lambda: waits)
+        if (len(first[0]) == 1 and len(first) > 1) or first[0] == [{"id": "early"}]:
+            assert waits[-1] is False, "it went on reading"
+        go_on.set()
+        link.resume()
+        owner.wait_message("late")
+
+
+@pytest.mark.parametrize("verb", ["close", "abort", "send"])
+def test_whatever_ends_it_wakes_a_paused_reader(
+    verb: str, server: LocalServer, online: MakeLink, owner: Owner
+) -> None:
+    link = online(server, timing=NO_PINGS)
+    wait_pong(owner)
+    owner.takes = False
+    server.publish(id="m0")
+    owner.wait_message("m0")
+    server.publish(id="m1")
+    started = time.monotonic()
+    if verb == "send":
+        server.stall_reads()
+        with pytest.raises(LinkBroken):
+            link.send(HUGE, 0.05)
+    else:
+        link.close(None, None) if verb == "close" else link.abort()
+    ended = owner.wait_ended()
+    assert (ended.code, ended.reason) == ((1000, "Done") if verb == "close" else (1006, ""))
+    assert time.monotonic() - started < 2
+
+
+def test_a_paused_reader_does_not_spin_on_a_hangup(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    hung_up = threading.Event()
+
+    def script(peer: Peer, sock: Any) -> None:
+        peer.open_session(sock, frame({"id": "m0"}))
+        assert paused.wait(LONG)
+        reset(sock)
+        hung_up.set()
+
+    paused = threading.Event()
+    with Peer(script, peer_context) as peer:
+        link = make(peer.port, timing=Timing(ping_interval=0.05, pong_timeout=LONG))
+        owner.takes = False
+        link.open()
+        owner.wait_message("m0")
+        waits = count_waits(link)
+        paused.set()
+        assert hung_up.wait(LONG)
+        for _ in range(4):  # pings that find nobody
+            assert waits.acquire(timeout=LONG)
+        started, before = time.monotonic(), sum(1 for _ in iter(lambda: waits.acquire(blocking=False), False))
+        for _ in range(5):
+            assert waits.acquire(timeout=LONG)
+        assert time.monotonic() - started > 0.1, f"it spins ({before})"
+        link.resume()
+        ended = owner.wait_ended()
+        assert ended.cause is EndCause.LOST
+
+
+# Time
+
+
+def in_kernel(link: Connection, size: int = 1) -> None:
+    """Wait until bytes for the link have arrived and lie unread."""
+    sock = link._stream._sock
+    assert sock is not None
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    assert poll.poll(LONG * 1000), "nothing arrived"
+
+
+def test_a_pong_that_came_while_this_process_was_stopped_is_in_time(
+    server: LocalServer, online: MakeLink, owner: Owner
+) -> None:
+    """Stopped between a wait that brought nothing and the look at the clock, longer than a pong may take."""
+    clock, gate = Clock(), Gate()
+    server.mute()
+    link = online(
+        server, clock=clock, timing=Timing(ping_interval=3600, pong_timeout=3600), open_timeout=None
+    )
+    [connection] = server.live()
+    server.wait_for(lambda: connection.pings)
+    real = link._stream.wait
+
+    def stopped_after(timeout: float | None, *, reading: bool) -> bool:
+        readable = real(timeout, reading=reading)
+        if not readable:
+            link._stream.wait = real  # type: ignore[method-assign]
+            gate.pass_through()
+        return readable
+
+    link._stream.wait = stopped_after  # type: ignore[method-assign]
+    link._stream.wake()
+    gate_or_again(link, gate)
+    connection.send_json({"type": "pong", "id": connection.pings[0]})
+    in_kernel(link)
+    clock.added += 7200
+    gate.open()
+    wait_pong(owner)
+    assert link.ready
+    assert not any(isinstance(report, Ended) for report in owner.reports)
+
+
+def gate_or_again(link: Connection, gate: Gate) -> None:
+    """The first wake may have been for a wait that had begun before: ring until the reader is there."""
+    while not gate._arrived.acquire(timeout=0.05):
+        link._stream.wake()
+
+
+def test_a_flood_does_not_put_a_deadline_off_for_ever(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No pong, but always something to read: past the deadline so much and no more is waited for."""
+    monkeypatch.setattr(connection_module, "_MAX_OVERDUE_BYTES", 1 << 20)
+    stop = threading.Event()
+
+    def script(peer: Peer, sock: Any) -> None:
+        peer.open_session(sock)
+        flood = frame(b" " * 1000) * 500
+        while not stop.is_set():
+            sock.sendall(flood)
+
+    with Peer(script, peer_context) as peer:
+        make(peer.port, timing=Timing(ping_interval=LONG, pong_timeout=0.2, force_close_delay=0.1)).open()
+        ended = owner.wait_ended()
+        stop.set()
+    assert (ended.reason, ended.cause) == ("Pong not received", EndCause.KEEPALIVE)
+
+
+def test_a_socket_without_any_deadline_just_waits(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    def script(peer: Peer, sock: Any) -> None:
+        peer.upgrade(sock)
+        read_frame(sock)
+        peer.arrived.release()
+        peer.hold()
+
+    with Peer(script, peer_context) as peer:
+        link = make(peer.port, open_timeout=None)
+        link.open()
+        for _ in range(2):
+            assert peer.arrived.acquire(timeout=LONG)
+        waits = count_waits(link)
+        link._stream.wake()
+        assert waits.acquire(timeout=LONG)
+        link.retire(0)
+        assert owner.wait_ended().cause is EndCause.ABORTED
+
+
+def test_reads_larger_than_a_buffer_are_not_cut(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    big = {"id": "big", "pad": "x" * 3_000_000}
+
+    def script(peer: Peer, sock: Any) -> None:
+        peer.open_session(sock, *[frame({"id": f"s{n}"}) for n in range(5000)], frame(big))
+        peer.hold()
+
+    with Peer(script, peer_context) as peer:
+        link = make(peer.port, timing=NO_PINGS)
+        link.open()
+        owner.wait_message("big")
+        assert owner.ids[:-1] == [f"s{n}" for n in range(5000)]
+        assert owner.reports[-1] == big
+
+
+def test_the_close_answer_reaches_a_peer_that_waits_for_it(
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+) -> None:
+    heard: list[bytes] = []
+
+    def script(peer: Peer, sock: Any) -> None:
+        peer.open_session(sock)
+        sock.sendall(close_frame(4000, "replaced"))
+        heard.append(read_frame(sock)[1])
+        assert read_to_end(sock) == b""
+
+    with Peer(script, peer_context) as peer:
+        make(peer.port).open()
+        assert owner.wait_ended() == Ended(4000, "replaced", EndCause.PEER)
+        eventually(lambda: heard)
+    assert heard == [(4000).to_bytes(2, "big")]
+
+
+def test_the_reader_is_named_and_counted(server: LocalServer, online: MakeLink, links: Links) -> None:
+    link = online(server)
+    assert [thread.name for thread in links.threads.alive()] == ["llm-reader[test#0]"]
+    link.abort()
+    assert links.threads.join(Deadline(LONG)) == []

@@ -1,0 +1,442 @@
+"""From the reader to the callbacks: order, backpressure, and a thread that comes and goes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from llm_sessions._sync import Deadline, ThreadGroup
+from llm_sessions.pool.dispatch import _MAX_ROUTES, Dispatcher
+from llm_sessions.pool.listeners import ListenerTable
+from tests.support import LONG, Background, Gate, Recorder, eventually, run_together
+
+
+class Desk:
+    """A dispatcher with its tables, and what resumes its reader."""
+
+    def __init__(self, queue_size: int = 100, drop_oldest: bool = False) -> None:
+        self.own, self.shared, self.threads = ListenerTable(), ListenerTable(), ThreadGroup()
+        self.resumed = threading.Semaphore(0)
+        self.dispatcher = Dispatcher(
+            "s", self.own, self.shared, threads=self.threads, queue_size=queue_size, drop_oldest=drop_oldest
+        )
+
+    def put(self, *messages: dict[str, Any]) -> bool:
+        room, start = self.dispatcher.put_batch(list(messages), self.resumed.release)
+        if start:
+            self.dispatcher.start()
+        return room
+
+    def state(self, name: str, payload: object = None) -> None:
+        if self.dispatcher.put_state(name, payload):
+            self.dispatcher.start()
+
+    def drain(self) -> None:
+        """Wait until all is delivered and the thread has ended."""
+        self.dispatcher.set_lingering(False)
+        assert self.threads.join(Deadline(LONG)) == []
+
+    def block(self, gate: Gate, name: str = "event") -> list[Any]:
+        """Listen with a callback that stops at a gate once, and return what it got."""
+        got: list[Any] = []
+
+        def callback(payload: Any) -> None:
+            got.append(payload)
+            if len(got) == 1:
+                gate.pass_through()
+
+        self.own.add(name, callback)
+        return got
+
+
+@pytest.fixture
+def desk() -> Iterator[Callable[..., Desk]]:
+    made: list[Desk] = []
+
+    def make(**settings: Any) -> Desk:
+        made.append(Desk(**settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.dispatcher.stop()
+        one.drain()
+
+
+def message(number: int, event_type: object = "a.b") -> dict[str, Any]:
+    return {"id": number, "data": {"eventType": event_type}}
+
+
+def ids(envelopes: list[Any]) -> list[int]:
+    return [envelope.id for envelope in envelopes]
+
+
+# -- routes -----------------------------------------------------------------------------------------------
+
+
+def test_i35_one_message_is_event_then_its_namespace_then_its_name(desk: Callable[..., Desk]) -> None:
+    one, recorder = desk(), Recorder()
+    for name in ("event:a.b", "event:a", "event", "event:b", "online"):
+        one.own.add(name, recorder.named(name))
+        one.shared.add(name, recorder.named(f"all {name}"))
+    one.put(message(1))
+    one.drain()
+    order = ["event", "event:a", "event:a.b"]
+    assert recorder.names == [name for plain in order for name in (plain, f"all {plain}")]
+    assert len({id(payload) for _, payload in recorder.calls}) == 1
+    assert recorder.calls[0][1].session_id == "s"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"id": "1"}, {"data": {}}, {"data": 5}, {"data": None}, message(1, 5), message(1, ""), message(1, [])],
+)
+def test_i35_without_a_name_it_is_only_event(desk: Callable[..., Desk], odd: dict[str, Any]) -> None:
+    one, recorder = desk(), Recorder()
+    one.own.add("event", recorder.named("event"))
+    one.put(odd, message(2))
+    one.drain()
+    assert recorder.names == ["event", "event"] and recorder.calls[0][1].raw is odd
+
+
+def test_a_server_may_invent_event_types_without_end(desk: Callable[..., Desk]) -> None:
+    one, recorder = desk(queue_size=10_000), Recorder()
+    one.own.add("event:x.5", recorder.named("x"))
+    one.put(*(message(n, f"x.{n}") for n in range(2 * _MAX_ROUTES)), message(-1, "x.5"))
+    one.drain()
+    assert ids(recorder.payloads("x")) == [5, -1]
+
+
+def test_nothing_is_queued_that_nobody_wants(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    assert one.dispatcher.put_batch([message(1)], lambda: None) == (True, False)
+    assert one.dispatcher.put_state("online", None) is False
+    assert not one.dispatcher._queue and not one.dispatcher.wanted
+    one.shared.add("online", print)
+    assert one.dispatcher.wanted
+
+
+# -- listeners that change and raise -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_i36_a_raising_listener_stops_neither_others_nor_the_thread(
+    desk: Callable[..., Desk], error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, recorder = desk(), Recorder()
+
+    def fail(payload: object) -> None:
+        raise error("mine")
+
+    for name in ("event", "online"):
+        one.own.add(name, fail)
+        one.own.add(name, recorder.named(name))
+    one.put(message(1), message(2))
+    one.state("online")
+    one.drain()
+    assert recorder.names == ["event", "event", "online"]
+    assert [record.name for record in caplog.records] == ["llm_sessions.dispatch"] * 3
+    assert all(record.exc_info and record.levelno == logging.ERROR for record in caplog.records)
+
+
+@pytest.mark.parametrize("name", ["event", "online"])
+def test_off_inside_a_callback_holds_at_once(desk: Callable[..., Desk], name: str) -> None:
+    one, recorder = desk(), Recorder()
+    later = recorder.named("later")
+
+    def first(payload: object) -> None:
+        one.own.remove(name, later)
+        one.shared.remove(name, later)
+
+    one.own.add(name, first)
+    one.own.add(name, later)
+    one.shared.add(name, later)
+    one.put(message(1), message(2))
+    one.state("online")
+    one.drain()
+    assert recorder.names == []
+
+
+def test_off_of_another_event_inside_a_callback_leaves_this_one(desk: Callable[..., Desk]) -> None:
+    one, recorder = desk(), Recorder()
+    one.own.add("event", lambda envelope: one.own.remove("online", None))
+    one.own.add("event", recorder.named("kept"))
+    one.own.add("online", print)
+    one.put(message(1))
+    one.drain()
+    assert recorder.names == ["kept"]
+
+
+def test_on_inside_a_callback_holds_from_the_next_message_of_the_batch(desk: Callable[..., Desk]) -> None:
+    one, recorder = desk(), Recorder()
+
+    def first(envelope: Any) -> None:
+        if envelope.id == 1:
+            one.own.add("event", recorder.named("new"))
+
+    one.own.add("event", first)
+    one.put(message(1), message(2), message(3))
+    one.drain()
+    assert ids(recorder.payloads("new")) == [2, 3]
+
+
+def test_once_is_called_once_within_a_batch_and_over_dispatchers(desk: Callable[..., Desk]) -> None:
+    one, two, recorder = desk(), desk(), Recorder()
+    two.dispatcher._tables = (two.own, one.shared)
+    one.own.add("event", recorder.named("own"), once=True)
+    one.shared.add("event", recorder.named("shared"), once=True)
+    run_together(2, lambda: (one.put(message(1), message(2)), two.put(message(3), message(4))))
+    one.drain()
+    two.drain()
+    assert sorted(recorder.names) == ["own", "shared"]
+
+
+def test_once_that_was_taken_back_before_its_turn_is_not_called(desk: Callable[..., Desk]) -> None:
+    one, recorder, gate = desk(), Recorder(), Gate()
+    one.block(gate, "online")
+    one.own.add("offline", recorder.named("offline"), once=True)
+    one.state("online")
+    gate.wait_arrived()
+    one.state("offline")
+    one.own.remove("offline", None)
+    gate.open()
+    one.drain()
+    assert recorder.names == []
+
+
+# -- full ----------------------------------------------------------------------------------------------------
+
+
+def test_t4_block_pauses_beyond_queue_size_and_resumes_at_half(desk: Callable[..., Desk]) -> None:
+    one, gate = desk(queue_size=2), Gate()
+    got = one.block(gate)
+    left_at_resume: list[int] = []
+    one.put(message(1))
+    gate.wait_arrived()
+    assert one.put(message(2)) is True  # two wait, one of them in the callback's hands
+    room, start = one.dispatcher.put_batch(
+        [message(3)], lambda: left_at_resume.append(one.dispatcher._waiting)
+    )
+    assert (room, start) == (False, False)
+    assert not left_at_resume
+    gate.open()
+    one.drain()
+    assert ids(got) == [1, 2, 3]
+    assert left_at_resume == [1]
+    assert not one.dispatcher._paused and one.dispatcher._waiting == 0
+
+
+def test_t4_two_readers_that_wait_are_both_resumed(desk: Callable[..., Desk]) -> None:
+    one, gate = desk(queue_size=1), Gate()
+    one.block(gate)
+    one.put(message(1))
+    gate.wait_arrived()
+    assert not one.put(message(2)) and not one.put(message(3))
+    gate.open()
+    for _ in range(2):
+        assert one.resumed.acquire(timeout=LONG)
+    one.drain()
+    assert not one.resumed.acquire(blocking=False)
+
+
+def test_t4_a_batch_larger_than_the_queue_is_taken_whole(desk: Callable[..., Desk]) -> None:
+    one = desk(queue_size=2)
+    got: list[Any] = []
+    one.own.add("event", got.append)
+    assert one.put(*(message(n) for n in range(10))) is False
+    assert one.resumed.acquire(timeout=LONG)
+    one.drain()
+    assert ids(got) == list(range(10)) and one.dispatcher.dropped == 0
+
+
+def test_t4_a_paused_reader_is_resumed_even_if_nobody_listens_any_more(desk: Callable[..., Desk]) -> None:
+    one, gate = desk(queue_size=1), Gate()
+    one.block(gate)
+    one.put(message(1))
+    gate.wait_arrived()
+    assert not one.put(message(2))
+    one.own.remove("event", None)
+    gate.open()
+    assert one.resumed.acquire(timeout=LONG)
+    assert one.put(message(3)) is True
+
+
+def test_t4_a_paused_reader_is_resumed_after_stop(desk: Callable[..., Desk]) -> None:
+    one, gate = desk(queue_size=1), Gate()
+    got = one.block(gate)
+    one.put(message(1))
+    gate.wait_arrived()
+    assert not one.put(message(2))
+    one.dispatcher.stop()
+    gate.open()
+    assert one.resumed.acquire(timeout=LONG)
+    one.drain()
+    assert ids(got) == [1, 2]
+
+
+def test_t4_drop_oldest_keeps_the_newest_and_counts_the_rest(desk: Callable[..., Desk]) -> None:
+    one, gate = desk(queue_size=3, drop_oldest=True), Gate()
+    got = one.block(gate)
+    one.put(message(1))
+    gate.wait_arrived()
+    for number in range(2, 8):
+        assert one.put(message(number)) is True
+    assert one.dispatcher.dropped == 3
+    one.put(message(8), message(9))
+    assert one.dispatcher.dropped == 5
+    gate.open()
+    one.drain()
+    assert ids(got) == [1, 7, 8, 9]
+    assert one.dispatcher._waiting == 0 and not one.resumed.acquire(blocking=False)
+
+
+def test_t4_drop_oldest_while_a_full_batch_is_being_delivered(desk: Callable[..., Desk]) -> None:
+    """What the thread has in its hands cannot be dropped, so it must not cost the new ones their place."""
+    one, gate = desk(queue_size=3, drop_oldest=True), Gate()
+    got = one.block(gate)
+    one.put(message(1), message(2), message(3))
+    gate.wait_arrived()
+    one.put(message(4), message(5), message(6))
+    assert one.dispatcher.dropped == 0
+    gate.open()
+    one.drain()
+    assert ids(got) == [1, 2, 3, 4, 5, 6]
+
+
+def test_t4_drop_oldest_of_a_batch_that_is_larger_than_the_queue(desk: Callable[..., Desk]) -> None:
+    one = desk(queue_size=3, drop_oldest=True)
+    got: list[Any] = []
+    one.own.add("event", got.append)
+    one.put(*(message(n) for n in range(10)))
+    one.drain()
+    assert ids(got) == [7, 8, 9] and one.dispatcher.dropped == 7
+
+
+def test_t4_state_events_are_never_dropped_and_keep_their_place(desk: Callable[..., Desk]) -> None:
+    one, gate, recorder = desk(queue_size=2, drop_oldest=True), Gate(), Recorder()
+    one.block(gate, "ping-pong-latency")
+    one.own.add("event", lambda envelope: recorder.named(str(envelope.id))(envelope))
+    for name in ("online", "offline"):
+        one.own.add(name, recorder.named(name))
+    one.state("ping-pong-latency")
+    gate.wait_arrived()
+    one.put(message(1))
+    one.state("online")
+    one.put(message(2))
+    one.state("offline")
+    one.put(message(3))
+    one.put(message(4))
+    gate.open()
+    one.drain()
+    assert recorder.names == ["online", "offline", "3", "4"] and one.dispatcher.dropped == 2
+
+
+def test_a_stuck_listener_costs_no_memory_with_drop_oldest(desk: Callable[..., Desk]) -> None:
+    one, gate = desk(queue_size=4, drop_oldest=True), Gate()
+    one.block(gate)
+    one.put(message(0))
+    gate.wait_arrived()
+    for number in range(1000):
+        one.put(message(number))
+    assert len(one.dispatcher._queue) == 4 and one.dispatcher.dropped == 996
+    gate.open()
+
+
+# -- the thread ----------------------------------------------------------------------------------------------
+
+
+def test_the_thread_ends_when_idle_and_another_starts(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    seen: list[threading.Thread] = []
+    one.own.add("online", lambda payload: seen.append(threading.current_thread()))
+    for _ in range(3):
+        one.state("online")
+        one.drain()
+    assert len({id(thread) for thread in seen}) == 3
+    assert {thread.name for thread in seen} == {"llm-dispatcher[s]"}
+    assert all(thread.daemon for thread in seen)
+
+
+def test_the_thread_stays_while_the_session_is_busy(desk: Callable[..., Desk]) -> None:
+    one, recorder = desk(), Recorder()
+    seen: set[int] = set()
+    one.own.add("online", lambda payload: seen.add(threading.get_ident()))
+    one.own.add("online", recorder.named("online"))
+    one.dispatcher.set_lingering(True)
+    for number in range(1, 6):
+        one.state("online")
+        recorder.wait("online", number)
+    assert len(seen) == 1 and len(one.threads.alive()) == 1
+    assert one.dispatcher.thread is one.threads.alive()[0]
+    one.drain()
+
+
+def test_stop_takes_nothing_more_but_delivers_what_is_queued(desk: Callable[..., Desk]) -> None:
+    one, gate = desk(), Gate()
+    got = one.block(gate)
+    one.put(message(1))
+    gate.wait_arrived()
+    one.put(message(2))
+    one.dispatcher.stop()
+    assert one.dispatcher.put_batch([message(3)], lambda: None) == (True, False)
+    assert one.dispatcher.put_state("online", None) is False
+    gate.open()
+    one.drain()
+    assert ids(got) == [1, 2]
+
+
+def test_a_thread_that_cannot_start_strands_no_reader(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = desk(queue_size=1)
+    got: list[Any] = []
+    one.own.add("event", got.append)
+
+    def spawn(target: object, name: str) -> threading.Thread:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(one.threads, "spawn", spawn)
+        assert one.put(message(1), message(2)) is False
+    assert one.resumed.acquire(timeout=LONG), "it would wait for a thread that does not exist"
+    assert "cannot start" in caplog.text
+    one.put(message(3))
+    one.drain()
+    assert ids(got) == [1, 2, 3]
+
+
+def test_no_wake_up_is_lost_while_the_thread_comes_and_goes(desk: Callable[..., Desk]) -> None:
+    one = desk(queue_size=7)
+    got: list[Any] = []
+    one.own.add("event", got.append)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+
+        def feed() -> None:
+            for number in range(300):
+                if not one.put(message(number)):
+                    assert one.resumed.acquire(timeout=LONG), "a paused reader was not resumed"
+
+        assert run_together(4, feed) == [None] * 4
+    finally:
+        sys.setswitchinterval(interval)
+    one.drain()
+    assert len(got) == 1200 and one.dispatcher._waiting == 0 and not one.dispatcher._paused
+
+
+def test_put_never_blocks_on_a_callback(desk: Callable[..., Desk]) -> None:
+    one, gate = desk(queue_size=1), Gate()
+    one.block(gate)
+    one.put(message(1))
+    gate.wait_arrived()
+    assert Background(lambda: [one.put(message(n)) for n in range(50)]).result()[-1] is False
+    Background(lambda: one.state("online")).result()
+    assert one.own.remove("event", None)
+    gate.open()
+    eventually(lambda: one.dispatcher._waiting == 0)

@@ -1,0 +1,43 @@
+"""What the sessions of a pool share."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+
+from llm_sessions import PoolClosed, PoolConfig, _fork
+from llm_sessions.pool.environment import Environment
+from tests.support import run_together
+
+
+def test_one_tls_context_serves_all_sessions() -> None:
+    env = Environment(PoolConfig())
+    contexts = {id(context) for context in run_together(8, env.ssl_context)}
+    assert len(contexts) == 1
+    assert env.ssl_context().verify_mode is ssl.CERT_REQUIRED
+    assert env.ssl_context().check_hostname
+
+
+def test_the_configured_context_is_used() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    assert Environment(PoolConfig(ssl_context=context)).ssl_context() is context
+
+
+def test_a_closed_environment_refuses() -> None:
+    env = Environment(PoolConfig())
+    env.check_open()
+    env.closed = True
+    env.check_process()
+    with pytest.raises(PoolClosed):
+        env.check_open()
+
+
+def test_t7_a_forked_child_is_refused_before_any_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = Environment(PoolConfig())
+    assert not env.forked
+    monkeypatch.setattr(_fork, "_generation", _fork.generation() + 1)
+    assert env.forked
+    for check in (env.check_process, env.check_open):
+        with pytest.raises(PoolClosed, match="fork"):
+            check()

@@ -1,0 +1,71 @@
+"""Listener tables: changes from any thread, deliveries without a lock."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_sessions import ConfigurationError
+from llm_sessions.pool.listeners import ListenerTable
+from tests.support import run_together
+
+
+def test_listeners_keep_their_order_and_count() -> None:
+    table, changes = ListenerTable(lambda: changes.append(1)), []  # type: list[int]
+    assert not table and table.named("online") == ()
+    table.add("online", print)
+    table.add("online", repr)
+    table.add("online", print)
+    assert table and [one.callback for one in table.named("online")] == [print, repr, print]
+    assert len(changes) == 3
+
+
+def test_off_takes_every_registration_of_a_callback_or_all() -> None:
+    table = ListenerTable()
+    for callback in (print, repr, print):
+        table.add("online", callback)
+    assert table.remove("online", print)
+    assert [one.callback for one in table.named("online")] == [repr]
+    assert not table.remove("online", print) and not table.remove("offline", None)
+    assert table.remove("online", None) and not table
+
+
+def test_every_change_is_seen_by_its_version() -> None:
+    table = ListenerTable()
+    versions = [table.version]
+    table.add("online", print, once=True)
+    versions.append(table.version)
+    assert table.claim("online", table.named("online")[0])
+    versions.append(table.version)
+    table.add("online", print)
+    versions.append(table.version)
+    table.remove("online", print)
+    versions.append(table.version)
+    assert versions == sorted(set(versions))
+    table.remove("online", print)
+    assert table.version == versions[-1]
+
+
+def test_what_was_looked_up_does_not_change() -> None:
+    table = ListenerTable()
+    table.add("online", print)
+    found = table.named("online")
+    table.remove("online", None)
+    assert [one.callback for one in found] == [print]
+
+
+def test_a_once_listener_is_claimed_once_however_many_threads_want_it() -> None:
+    table = ListenerTable()
+    for _ in range(30):
+        table.add("online", print, once=True)
+        table.add("online", repr)
+        once = table.named("online")[0]
+        assert sum(run_together(8, lambda once=once: table.claim("online", once))) == 1  # type: ignore[misc]
+        assert [one.callback for one in table.named("online")] == [repr]
+        table.remove("online", None)
+
+
+def test_a_callback_must_be_callable() -> None:
+    table = ListenerTable()
+    with pytest.raises(ConfigurationError) as caught:
+        table.add("online", 5)  # type: ignore[arg-type]
+    assert caught.value.argument == "callback" and not table

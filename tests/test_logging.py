@@ -1,0 +1,235 @@
+"""Records say which session they are about; whatever looks like a credential is gone."""
+
+from __future__ import annotations
+
+import logging
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_sessions._logging import SessionLogger, redact, without_secrets
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.s1g_-nature"
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        # JSON.
+        ('{"token": "Bearer abc"}', '{"token": "***"}'),
+        ('{"token":"abc","x":1}', '{"token":"***","x":1}'),
+        ('{"access_token" : "a b c"}', '{"access_token" : "***"}'),
+        ('{"datachannelToken":"abc", "x": "abc"}', '{"datachannelToken":"***", "x": "abc"}'),
+        ('{"practiceSessionDatachannelToken": "abc"}', '{"practiceSessionDatachannelToken": "***"}'),
+        ("Bearer%20abc&x=1", "Bearer%20***&x=1"),
+        ('{"token": "a\\"b c"}', '{"token": "***"}'),
+        ('"{\\"token\\": \\"Bearer abc\\"}"', '"{\\"token\\": \\"***\\"}"'),
+        ('{"password": "a b", "secret": "c"}', '{"password": "***", "secret": "***"}'),
+        ('{"token": 12345}', '{"token": ***}'),
+        # Python.
+        ("{'token': 'Bearer abc'}", "{'token': '***'}"),
+        ("{b'token': b'abc'}", "{b'token': b'***'}"),
+        ("Client(token='abc', x=1)", "Client(token='***', x=1)"),
+        ("Client(access_token=abc, x=1)", "Client(access_token=***, x=1)"),
+        ("{'Authorization': 'Bearer abc'}", "{'Authorization': '***'}"),
+        # Headers.
+        ("Authorization: Bearer abc", "Authorization: ***"),
+        ("authorization:bearer abc\r\nHost: h", "authorization:***\r\nHost: h"),
+        ("Authorization: abc", "Authorization: ***"),
+        ("Proxy-Authorization: Basic dTpw", "Proxy-Authorization: ***"),
+        ("Data-Channel-Auth-Token: x", "Data-Channel-Auth-Token: ***"),
+        ("data-channel-auth-token:x, y", "data-channel-auth-token:***, y"),
+        # Queries and URLs.
+        ("?access_token=abc&x=1", "?access_token=***&x=1"),
+        ("wss://h/p?x=1&token=abc", "wss://h/p?x=1&token=***"),
+        ("wss://h/p?client_secret=abc#f", "wss://h/p?client_secret=***"),
+        ("https://user:pw@h/p", "https://***@h/p"),
+        ("https://user@h:1/p", "https://***@h:1/p"),
+        # By themselves.
+        (f"got {JWT}, fine", "got ***, fine"),
+        (f"<{JWT}>", "<***>"),
+        (f"token: {JWT}", "token: ***"),
+        (f"Bearer%20{JWT}&x=1", "Bearer%20***&x=1"),
+        (f"x%3D{JWT}", "x%3D***"),
+        ("eyJa.eyJb.", "***"),
+        ("eyJa.b.c.d.e rest", "*** rest"),
+        ("sent Bearer abc, refused", "sent Bearer ***, refused"),
+        ("BEARER\tabc", "BEARER\t***"),
+        ("token: ZGVhZGJlZWYtZGVhZA_P0A1", "token: ***"),
+        ("accessToken: abc", "accessToken: ***"),
+    ],
+)
+def test_t11_credentials_are_replaced(text: str, redacted: str) -> None:
+    assert redact(text) == redacted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "the token was refreshed",
+        "token: must be a string, not int",
+        "token: neither the pool nor connect() was given one",
+        "no token; tokens=3; tokenizer: on",
+        "refreshing the token failed: timed out",
+        "the bearer of bad news",
+        "Bearer token was refused; Bearer authentication is needed",
+        "NotAuthorized: session 'a': the server refused the access token (4401)",
+        "authorized, authorizing, authorization",
+        '{"type":"authorization","trackingId":"x_1"}',
+        '{"token": null, "token": ""}',
+        "Client(token=None)",
+        "token == other, token != other",
+        "wss://example.org:443/path/a@b?x=y@z",
+        "user@example.org",
+        "mercury.buffer_state eyJ eyJa eyJa.b heyJa.b.c",
+        "[llm-default-session] message 7 came, 5 was due",
+        "a secret meeting and its password policy",
+        "line\nbreak\ttab ünï 😀 \\ \" '",
+    ],
+)
+def test_ordinary_text_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+TOKEN = st.text(string.ascii_letters + string.digits + "-_.", min_size=8).filter(
+    lambda token: any(c.isdigit() for c in token)
+)
+
+
+@given(TOKEN, st.text(max_size=20), st.text(max_size=20))
+def test_t11_a_token_in_any_of_these_places_is_gone(token: str, before: str, after: str) -> None:
+    secret = f"S3CRET{token}"
+    part = secret.replace(".", "_")
+    for carried in (
+        f'"token": "{secret}"',
+        f'"token":"Bearer {secret}"',
+        f"'token': 'Bearer {secret}'",
+        f"Authorization: Bearer {secret}",
+        f"Data-Channel-Auth-Token: {secret}",
+        f"?access_token={secret}&x=1",
+        f"eyJ{part}.{part}.{part}",
+        f" token: {secret}-0123456789",
+    ):
+        assert "S3CRET" not in redact(f"{before} {carried} {after}")
+
+
+@given(
+    st.lists(
+        st.sampled_from([*"\"'\\:=&;, {}%@/.-", "token", "Bearer ", "eyJ", "a", "b1", "://", "null", "\n"])
+    )
+)
+def test_redacting_twice_changes_nothing_more(parts: list[str]) -> None:
+    once = redact("".join(parts))
+    assert redact(once) == once
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *[
+            "token",
+            "token:",
+            'token"',
+            'token="',
+            "token=\\",
+            "token ",
+            " ",
+            "\\",
+            "a-",
+            "a",
+            "a.",
+            "-token: ",
+        ],
+        *[
+            "eyJ",
+            "eyJa.",
+            "eyJ-",
+            "%20eyJ",
+            "://",
+            "://a",
+            "bearer ",
+            "bearer",
+            "secret : ",
+            "authorization\\\\",
+        ],
+    ],
+)
+@pytest.mark.timeout(30)
+def test_redacting_takes_linear_time(part: str) -> None:
+    # A quadratic match would take many minutes on this.
+    size = 80_000
+    for text in ("", "token", 'token"', "eyJa.", "bearer", "://"):
+        redact(text + part * (size // len(part)) + "!")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("wss://user:pw@Example.org:8443/p?token=abc#frag", "wss://example.org:8443/p"),
+        ("wss://h", "wss://h"),
+        ("wss://h:0/", "wss://h:0/"),
+        ("wss://[::1]:80/p?x", "wss://[::1]:80/p"),
+        ("https://h/p;x=1", "https://h/p;x=1"),
+        ("wss://h:port/p?token=abc", "<not a URL>"),
+        ("wss://[::1/p?token=abc", "<not a URL>"),
+        ("", "://"),
+    ],
+)
+def test_t11_a_url_in_a_log_has_no_query_and_no_user(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
+
+
+# -- the adapter ----------------------------------------------------------------------------------------
+
+
+def logged(caplog: pytest.LogCaptureFixture, session_id: str = "captions", **extra: object) -> SessionLogger:
+    caplog.set_level(logging.DEBUG)
+    return SessionLogger(logging.getLogger("llm_sessions.test"), {"session_id": session_id, **extra})
+
+
+def test_records_begin_with_the_session_and_carry_it(caplog: pytest.LogCaptureFixture) -> None:
+    logged(caplog).warning("%d came, %d was due", 7, 5)
+    (record,) = caplog.records
+    assert record.getMessage() == "[captions] 7 came, 5 was due"
+    assert record.__dict__["session_id"] == "captions"
+    assert record.name == "llm_sessions.test"
+    assert record.filename == "test_logging.py"
+
+
+def test_extra_of_the_call_is_added(caplog: pytest.LogCaptureFixture) -> None:
+    log = logged(caplog, generation=3)
+    log.info("one", extra={"url": "u", "generation": 4})
+    log.info("two", extra=None)
+    one, two = caplog.records
+    assert (one.__dict__["url"], one.__dict__["generation"], one.__dict__["session_id"]) == (
+        "u",
+        4,
+        "captions",
+    )
+    assert two.__dict__["generation"] == 3
+
+
+def test_a_session_named_with_a_percent_sign_breaks_no_record(caplog: pytest.LogCaptureFixture) -> None:
+    log = logged(caplog, "100%d sure %s")
+    log.info("latency %.1f ms", 2.5)
+    log.info("%s", "x%dy")
+    assert [record.getMessage() for record in caplog.records] == [
+        "[100%d sure %s] latency 2.5 ms",
+        "[100%d sure %s] x%dy",
+    ]
+
+
+def test_an_adapter_without_extra_works(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    SessionLogger(logging.getLogger("llm_sessions.test"), None).info("text")
+    assert caplog.records[0].getMessage() == "[None] text"
+
+
+def test_the_library_sets_no_level_and_no_handler() -> None:
+    for name in ("llm_sessions", "llm_sessions.pool", "llm_sessions.connection", "llm_sessions.dispatch"):
+        log = logging.getLogger(name)
+        assert log.level == logging.NOTSET
+        assert [handler for handler in log.handlers if not isinstance(handler, logging.NullHandler)] == []

@@ -1,0 +1,330 @@
+"""Locks that know their order, deadlines on a clock made by hand, and threads that are all waited for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from llm_sessions import _sync
+from llm_sessions._sync import (
+    CONNECTION,
+    LEAF,
+    POOL,
+    SESSION,
+    STREAM,
+    Deadline,
+    RankedLock,
+    ThreadGroup,
+    check_lock_order,
+    held_locks,
+    make_lock,
+)
+from tests.support import LONG, SHORT, Background, Gate, run_together
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    check_lock_order(False)
+    yield
+    check_lock_order(True)
+
+
+# -- locks ----------------------------------------------------------------------------------------------
+
+
+def test_the_ranks_are_those_of_the_layers() -> None:
+    assert (POOL, SESSION, CONNECTION, STREAM, LEAF) == (10, 20, 30, 35, 40)
+
+
+def test_locks_are_checked_in_tests_and_plain_otherwise(unchecked: None) -> None:
+    assert type(make_lock("a", LEAF)) is type(threading.Lock())
+    check_lock_order(True)
+    assert isinstance(make_lock("a", LEAF), RankedLock)
+
+
+def test_locks_nest_upwards() -> None:
+    pool, session, leaf = RankedLock("pool", POOL), RankedLock("session", SESSION), RankedLock("leaf", LEAF)
+    with pool, session, leaf:
+        assert held_locks() == ["pool", "session", "leaf"]
+        assert pool.locked() and session.locked() and leaf.locked()
+    assert held_locks() == []
+    assert not (pool.locked() or session.locked() or leaf.locked())
+
+
+@pytest.mark.parametrize(("held", "wanted"), [(LEAF, POOL), (SESSION, SESSION), (STREAM, CONNECTION)])
+def test_a_lock_out_of_order_is_refused_before_it_is_taken(held: int, wanted: int) -> None:
+    first, second = RankedLock("first", held), RankedLock("second", wanted)
+    with first:
+        with pytest.raises(AssertionError, match="'second' taken while holding 'first'"):
+            second.acquire()
+        with pytest.raises(AssertionError):
+            second.acquire(blocking=False)
+        assert not second.locked()
+        assert held_locks() == ["first"]
+    with second:
+        assert held_locks() == ["second"]
+
+
+def test_a_lock_is_not_reentrant_and_says_so_instead_of_hanging() -> None:
+    lock = RankedLock("lock", LEAF)
+    with lock, pytest.raises(AssertionError):
+        lock.acquire()
+
+
+def test_locks_may_be_released_in_any_order() -> None:
+    pool, session, leaf = RankedLock("pool", POOL), RankedLock("session", SESSION), RankedLock("leaf", LEAF)
+    pool.acquire()
+    session.acquire()
+    pool.release()
+    assert held_locks() == ["session"]
+    with leaf:
+        pass
+    with pytest.raises(AssertionError):
+        pool.acquire()
+    session.release()
+    assert pool.acquire()
+    pool.release()
+
+
+def test_a_lock_is_released_when_its_block_raises() -> None:
+    lock = RankedLock("lock", LEAF)
+    with pytest.raises(KeyError), lock:
+        raise KeyError
+    assert not lock.locked() and held_locks() == []
+
+
+def test_order_is_each_threads_own_and_a_lock_excludes_other_threads() -> None:
+    lock = RankedLock("lock", LEAF)
+    with lock:
+        assert lock._is_owned()
+
+        def elsewhere() -> tuple[bool, bool, bool, list[str]]:
+            with RankedLock("pool", POOL):
+                return (
+                    lock._is_owned(),
+                    lock.acquire(blocking=False),
+                    lock.acquire(timeout=SHORT),
+                    held_locks(),
+                )
+
+        assert Background(elsewhere).result() == (False, False, False, ["pool"])
+    assert not lock._is_owned()
+
+    def take_and_release() -> bool:
+        with lock:
+            return lock._is_owned()
+
+    assert Background(take_and_release).result()
+
+
+def test_a_lock_is_not_released_by_a_thread_that_does_not_hold_it() -> None:
+    lock = RankedLock("lock", LEAF)
+    with lock:
+        Background(lock.release).error()
+        assert lock.locked()
+
+
+def test_a_condition_works_on_a_checked_lock_and_gives_it_up_while_it_waits() -> None:
+    lock = RankedLock("lock", SESSION)
+    changed = threading.Condition(lock)  # type: ignore[arg-type]
+    ready: list[int] = []
+
+    def wait() -> list[str]:
+        with lock:
+            assert changed.wait_for(lambda: ready, LONG)
+            return held_locks()
+
+    waiter = Background(wait)
+    with lock:
+        ready.append(1)
+        changed.notify_all()
+    assert waiter.result() == ["lock"]
+    with pytest.raises(RuntimeError):
+        changed.notify_all()  # without the lock
+
+
+# -- deadlines ------------------------------------------------------------------------------------------
+
+
+class ManualClock:
+    def __init__(self, at: float = 100.0) -> None:
+        self.at = at
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def test_a_deadline_counts_down_to_zero_and_not_below() -> None:
+    clock = ManualClock()
+    deadline = Deadline(5.0, clock)
+    assert (deadline.timeout, deadline.at, deadline.left(), deadline.expired) == (5.0, 105.0, 5.0, False)
+    clock.at = 104.5
+    assert (deadline.left(), deadline.expired) == (0.5, False)
+    clock.at = 105.0
+    assert (deadline.left(), deadline.expired) == (0.0, True)
+    clock.at = 1000.0
+    assert (deadline.left(), deadline.expired) == (0.0, True)
+
+
+def test_no_timeout_never_expires() -> None:
+    clock = ManualClock()
+    deadline = Deadline(None, clock)
+    clock.at = 1e12
+    assert (deadline.timeout, deadline.at, deadline.left(), deadline.expired) == (None, None, None, False)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.0, -5.0])
+def test_no_time_has_expired_at_once(timeout: float) -> None:
+    deadline = Deadline(timeout, ManualClock())
+    assert (deadline.left(), deadline.expired) == (0.0, True)
+
+
+def test_the_clock_is_the_monotonic_one_unless_told_otherwise() -> None:
+    left = Deadline(1000.0).left()
+    assert left is not None and 900.0 < left <= 1000.0
+
+
+# -- threads --------------------------------------------------------------------------------------------
+
+
+def test_threads_are_named_daemonic_and_counted_while_they_run() -> None:
+    group, gate = ThreadGroup(), Gate()
+    thread = group.spawn(gate.pass_through, "llm-test")
+    gate.wait_arrived()
+    assert (thread.name, thread.daemon, group.alive()) == ("llm-test", True, [thread])
+    gate.open()
+    assert group.join(Deadline(LONG)) == []
+    assert not thread.is_alive()
+    assert group.alive() == []
+
+
+def test_join_returns_who_is_still_there_at_the_deadline() -> None:
+    group, gate = ThreadGroup(), Gate()
+    stuck = group.spawn(gate.pass_through, "llm-stuck")
+    gate.wait_arrived()
+    assert group.join(Deadline(SHORT)) == [stuck]
+    assert group.join(Deadline(0)) == [stuck]
+    gate.open()
+    assert group.join(Deadline(None)) == []
+
+
+def test_one_deadline_is_for_all_threads_together() -> None:
+    group, gate, clock = ThreadGroup(), Gate(), ManualClock()
+    threads = [group.spawn(gate.pass_through, f"llm-{n}") for n in range(3)]
+    for _ in threads:
+        gate.wait_arrived()
+    deadline = Deadline(LONG, clock)
+    clock.at += LONG  # used up: nobody is waited for
+    assert set(group.join(deadline)) == set(threads)
+    gate.open()
+    assert group.join(Deadline(LONG)) == []
+
+
+def test_join_leaves_out_whom_it_is_told_to_and_its_own_thread() -> None:
+    group, gate = ThreadGroup(), Gate()
+    other = group.spawn(gate.pass_through, "llm-other")
+    gate.wait_arrived()
+    left: list[list[threading.Thread]] = []
+    inner = group.spawn(lambda: left.append(group.join(Deadline(LONG), skip=[other])), "llm-inner")
+    inner.join(LONG)
+    assert not inner.is_alive()
+    assert left == [[]]
+    assert other.is_alive()
+    gate.open()
+    assert group.join(Deadline(LONG)) == []
+
+
+def test_t2_join_waits_for_what_a_thread_spawns_meanwhile() -> None:
+    group, first, second, joining = ThreadGroup(), Gate(), Gate(), Gate()
+    spawned: list[threading.Thread] = []
+
+    def parent() -> None:
+        first.pass_through()
+        spawned.append(group.spawn(second.pass_through, "llm-child"))
+
+    class Announced(Deadline):
+        def left(self) -> float | None:
+            joining.pass_through()  # the set of threads to wait for has been looked at
+            return super().left()
+
+    group.spawn(parent, "llm-parent")
+    first.wait_arrived()
+    joiner = Background(lambda: group.join(Announced(LONG)))
+    joining.wait_arrived()
+    first.open()
+    second.wait_arrived()
+    joining.open()
+    second.open()
+    assert joiner.result() == []
+    assert not spawned[0].is_alive()
+
+
+def test_a_thread_that_is_about_to_be_started_is_not_joined() -> None:
+    group = ThreadGroup()
+    unborn = threading.Thread(target=lambda: None, name="llm-unborn")
+    group._alive.add(unborn)  # between `add` and `start` of spawn()
+    assert group.join(Deadline(LONG)) == []
+    assert group.alive() == [unborn]
+
+
+def test_a_thread_that_raises_is_counted_off() -> None:
+    group = ThreadGroup()
+    raised: list[BaseException | None] = []
+    kept, threading.excepthook = threading.excepthook, lambda args: raised.append(args.exc_value)
+    try:
+        thread = group.spawn(lambda: [][0], "llm-raises")
+        thread.join(LONG)
+    finally:
+        threading.excepthook = kept
+    assert isinstance(raised[0], IndexError)
+    assert group.alive() == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_thread_that_cannot_be_started_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def start(self: threading.Thread) -> None:
+        raise error
+
+    group = ThreadGroup()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(type(error)):
+        group.spawn(lambda: None, "llm-unborn")
+    assert group.alive() == []
+
+
+def test_t5_a_thread_that_started_although_its_starter_was_interrupted_stays_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group, gate = ThreadGroup(), Gate()
+    real = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        real(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            group.spawn(gate.pass_through, "llm-started")
+    gate.wait_arrived()
+    assert [thread.name for thread in group.alive()] == ["llm-started"]
+    gate.open()
+    assert group.join(Deadline(LONG)) == []
+
+
+def test_many_threads_at_once_are_all_counted_and_all_counted_off() -> None:
+    group = ThreadGroup()
+    done: list[int] = []
+    outcomes = run_together(16, lambda: group.spawn(lambda: done.append(1), "llm-one"))
+    assert all(isinstance(outcome, threading.Thread) for outcome in outcomes)
+    assert group.join(Deadline(LONG)) == []
+    assert len(done) == 16
+    assert group.alive() == []
+
+
+def test_the_check_of_locks_is_on_in_every_test() -> None:
+    assert _sync._checking
