@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
+import os
 import selectors
 import socket
 import struct
@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from llm_sessions.testing.proxy_lane import READ_SIZE, End, Lane, Stop, Way
-
-logger = logging.getLogger("llm_sessions.testing")
 
 Stage: TypeAlias = Literal["held", "connecting", "open", "closed"]
 EndedBy: TypeAlias = Literal[
@@ -40,6 +38,7 @@ class ProxiedConnection:
         ended_by: What ended it first, or one direction of it: `client` or `server` by a FIN or RST of theirs,
             `cut` or `reset`, `refused`, `unreachable` (the target did not accept), or `closed` (the proxy
             was); `None` before.
+        error: Why the target could not be reached.
         stage: `held` until `release_connects`, `connecting` to the target, `open`, `closed`.
     """
 
@@ -48,6 +47,7 @@ class ProxiedConnection:
         self.opened_at = time.monotonic()
         self.closed_at: float | None = None
         self.ended_by: EndedBy | None = None
+        self.error: OSError | None = None
         self.stage: Stage = "held"
         self._lanes = lanes
         # The engine's. Who has got a byte and then asks under it finds the byte counted.
@@ -79,6 +79,7 @@ class ProxiedConnection:
 
     def __repr__(self) -> str:
         end = "" if self.ended_by is None else f" by {self.ended_by}"
+        end += "" if self.error is None else f" ({self.error})"
         counts = f"{self.bytes_to_server} bytes to server, {self.bytes_to_client} to client"
         return f"<#{self.number} {self.stage}{end}, {counts}, {self.held} held, {self.dropped} dropped>"
 
@@ -137,13 +138,12 @@ class Relay(ProxiedConnection):
     def connect(self) -> None:
         """Begin to connect to the target, or to its next address."""
         self.stage = "connecting"
-        error: object = "it has no address"
         while self._addresses:
             family, address = self._addresses.pop(0)
             try:
                 sock = socket.socket(family, socket.SOCK_STREAM)
             except OSError as exc:
-                error = exc
+                self.error = exc
                 continue
             sock.setblocking(False)
             number = sock.connect_ex(address)
@@ -151,22 +151,21 @@ class Relay(ProxiedConnection):
                 self._server = Side("server", sock)
                 self._watch(self._server, selectors.EVENT_WRITE)
                 return
-            error = errno.errorcode.get(number, number)
+            self.error = OSError(number, os.strerror(number))
             sock.close()
-        logger.info("connection %d: the target cannot be reached: %s", self.number, error)
         self.release(reset=True, by="unreachable")
 
     def ready(self, side: Side, events: int) -> None:
         """Take note of what the selector saw."""
         if self.stage == "connecting":
             if number := side.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                logger.info("connection %d: %s", self.number, errno.errorcode.get(number, number))
+                self.error = OSError(number, os.strerror(number))
                 self._watch(side, 0)
                 side.socket.close()
                 self._server = None
                 self.connect()
                 return
-            self.stage = "open"
+            self.stage, self.error = "open", None
             for both in (self._client.socket, side.socket):
                 with contextlib.suppress(OSError):  # it fails on a socket already reset
                     both.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -52,6 +52,7 @@ class ProxyEngine:
         # The thread's own.
         self._live: dict[int, Relay] = {}
         self._accept_again: float | None = None
+        self._accept_error: OSError | None = None
         self._selector = make_selector()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family, backlog=BACKLOG)
@@ -171,6 +172,9 @@ class ProxyEngine:
                     if self._stopping:
                         break
                     due = self._turn(events)
+                if self._accept_error is not None:  # not logged under the lock
+                    logger.warning("port %d cannot accept: %s", self.port, self._accept_error)
+                    self._accept_error = None
                 events = self._selector.select(None if due is None else max(0.0, due - time.monotonic()))
         finally:
             with self._changed:
@@ -227,7 +231,7 @@ class ProxyEngine:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return accepted
             except OSError as exc:  # out of descriptors: others may be given back soon
-                logger.warning("port %d cannot accept: %s", self.port, exc)
+                self._accept_error = exc
                 self._selector.unregister(self._listener)
                 self._accept_again = time.monotonic() + ACCEPT_PAUSE
                 return accepted

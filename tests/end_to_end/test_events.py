@@ -221,7 +221,9 @@ def test_i36_a_raising_listener_stops_nobody(
 
 
 def test_i37_header_paths_are_applied_before_listeners(server: LocalServer, pool: ConnectionPool) -> None:
+    ready = Recorder().listen(pool, "event")
     session = pool.connect(server.url())
+    ready.wait("event")
     seen: list[Any] = []
     done = threading.Event()
 

@@ -476,9 +476,14 @@ def test_i43_counts_within_a_run(server: LocalServer, pool: ConnectionPool) -> N
 
 def test_whole_numbers_of_seconds_are_fine(server: LocalServer, make_pool: MakePool) -> None:
     """The waits are computed from the configuration, and an int is a number of seconds like any other."""
-    pool = make_pool(backoff_initial=1, backoff_max=1, jitter=False, initial_max_retries=1)
+    pool = make_pool(backoff_initial=3600, backoff_max=3600, jitter=False)
     server.reject(500)
-    assert pool.connect(server.url()).online
+    call = Background(lambda: pool.connect(server.url()))
+    eventually(lambda: pool.session().last_error)
+    assert isinstance(pool.session().last_error, ConnectError)
+    assert pool.session().state is SessionState.CONNECTING
+    pool.disconnect()
+    assert isinstance(call.error(), ConnectCancelled)
 
 
 # -- T15: no storm -------------------------------------------------------------------------------------------

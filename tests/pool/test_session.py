@@ -104,13 +104,14 @@ def test_send_on_a_socket_that_breaks(make: Make, monkeypatch: pytest.MonkeyPatc
     session = pool.connect(URL)
     cause = OSError("reset")
     timeouts: list[float | None] = []
+    started = [False, True]
 
     def send(self: FakeLink, payload: bytes, timeout: float | None) -> None:
         timeouts.append(timeout)
-        raise LinkBroken("the connection ended", started=started) from cause
+        raise LinkBroken("the connection ended", started=started.pop()) from cause
 
     monkeypatch.setattr(FakeLink, "send", send)
-    for started, kind in ((True, ConnectionLost), (False, NotOnline)):
+    for kind in (ConnectionLost, NotOnline):
         with pytest.raises(kind) as caught:
             session.send("x")
         assert caught.value.__cause__ is cause and "the connection ended" in str(caught.value)
@@ -170,13 +171,13 @@ def test_on_works_as_a_call_and_as_a_decorator(make: Make) -> None:
     first = recorder.named("call")
     assert session.on("event", first) is first
     second = recorder.named("decorator")
-    assert session.once("event:x")(second) is second
+    assert session.once("event")(second) is second
     pool.connect(URL, "x")
     (link,) = transport.links
     for _ in range(2):
         link.owner.link_received(link, [{"id": "1"}])
     recorder.wait("call", 2)
-    assert recorder.names == ["call", "decorator", "call"] or recorder.names.count("decorator") == 0
+    assert recorder.names == ["call", "decorator", "call"]
 
 
 def test_i34_the_sessions_own_suffix_is_allowed_and_no_other(make: Make) -> None:

@@ -662,7 +662,10 @@ def test_a_target_that_does_not_listen_resets_the_client(target: Target, proxy: 
     target.listener.close()
     assert attempt(target) == "reset"
     closed(proxy)
-    assert proxy.connections[0].ended_by == "unreachable"
+    [connection] = proxy.connections
+    assert connection.ended_by == "unreachable"
+    assert isinstance(connection.error, ConnectionRefusedError)
+    assert "by unreachable ([Errno" in repr(connection)
 
 
 def test_a_fault_stays_until_it_is_healed(target: Target, proxy: FaultProxy) -> None:

@@ -13,7 +13,10 @@ pytest_plugins = ["pytester"]
 
 # By its module's name: the entry point may be installed or not, and one plugin must not come twice.
 PLUGIN = ("-p", "no:llm_sessions", "-p", "llm_sessions.testing.pytest_plugin")
-QUIET = ("-p", "no:randomly", "-p", "no:cacheprovider", "-W", "error")
+QUIET = (
+    *("-p", "no:randomly", "-p", "no:cacheprovider", "-W", "error"),
+    *("-W", "ignore:Module already imported"),  # by the entry point of the outer run
+)
 
 
 def run(pytester: pytest.Pytester, source: str) -> pytest.RunResult:

@@ -1,0 +1,419 @@
+"""What connectors and readers report, and what a session makes of it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from llm_sessions import (
+    ConnectError,
+    ConnectionLost,
+    Forbidden,
+    NotOnline,
+    Offline,
+    Replaced,
+)
+from llm_sessions.protocol.mercury import (
+    Dropped,
+    LatencyMeasured,
+    SequenceGap,
+)
+from tests.pool.support import (
+    COMPLETE,
+    FAILED,
+    GOODBYE,
+    IMMINENT,
+    PERMANENT,
+    REPLACED,
+    SHUTDOWN,
+    TRANSIENT,
+    URL,
+    Make,
+    S,
+    announce_shutdown,
+    held,
+    hold,
+    machine_of,
+    no_connectors,
+    nothing,
+    refuse,
+    switching,
+    threads_but_dispatchers,
+    waiting,
+)
+from tests.support import (
+    Background,
+    FakeLink,
+    Gate,
+    Recorder,
+    eventually,
+)
+
+# -- PROTOCOL 2.2: what a close means ----------------------------------------------------------------------
+
+CLOSES = [
+    *[(code, "", TRANSIENT) for code in (1001, 1005, 1006, 1011)],
+    *[
+        (code, reason, TRANSIENT)
+        for code in (1000, 3050)
+        for reason in ("Idle", "done (forced)", "Pong not received", "pong mismatch")
+    ],
+    *[(code, reason, PERMANENT) for code in (1000, 3050) for reason in ("", "Done", "done (permanent)")],
+    (4000, "Replaced", REPLACED),
+    (4000, "", TRANSIENT),
+    (4000, "other", TRANSIENT),
+    (4001, "", PERMANENT),
+    *[(code, "x", PERMANENT) for code in (1002, 1003, 1008, 1012, 3000, 4400, 4403, 4999)],
+]
+
+
+@pytest.mark.parametrize(("code", "reason", "event"), CLOSES)
+def test_i30_the_close_of_the_active_socket(make: Make, code: int, reason: str, event: str) -> None:
+    pool, transport = make()
+    session = pool.connect(URL)
+    recorder = Recorder().listen(session)
+    transport.on_open = hold
+    transport.links[0].end(code, reason)
+    recorder.wait(event)
+    assert recorder.names == ["offline", event]
+    assert {payload for _, payload in recorder.calls} == {Offline(session.id, code, reason)}
+    assert type(session.last_error) is (Replaced if event == REPLACED else ConnectionLost)
+    if event == TRANSIENT:
+        assert session.state is S.RECONNECTING
+        held(transport, 2)[1].become_ready()
+        recorder.wait("online")
+        assert recorder.names == ["offline", event, "online"]
+    else:
+        assert session.state is S.OFFLINE and not threads_but_dispatchers()
+        assert len(transport.links) == 1
+        with pytest.raises(NotOnline):
+            session.send({})
+
+
+@pytest.mark.parametrize(("code", "reason", "event"), [*CLOSES, (4401, "", TRANSIENT)])
+def test_i29_the_close_of_a_retired_socket(make: Make, code: int, reason: str, event: str) -> None:
+    pool, transport = make(retire_timeout=7)
+    session = pool.connect(URL)
+    old = transport.links[0]
+    announce_shutdown(old)
+    eventually(lambda: session.state is S.ONLINE)
+    assert old.retired == 7 and len(transport.links) == 2
+    recorder = Recorder().listen(session)
+    old.end(code, reason)
+    old.owner.link_received(transport.links[1], [{"id": "after"}])
+    recorder.wait("event")
+    assert recorder.names == ([REPLACED] if code == 4001 else []) + ["event"]
+    assert session.state is S.ONLINE and session.last_error is None and len(transport.links) == 2
+    session.send("x")
+    assert transport.links[1].sent == [b"x"]
+
+
+def test_i32_one_sessions_end_is_not_anothers(make: Make) -> None:
+    pool, transport = make()
+    pool.connect(URL)
+    other = pool.connect(URL, "practice")
+    transport.links[0].end(1003)
+    assert not pool.is_online() and pool.is_online("practice") and pool.any_online
+    other.send("x")
+    transport.links[1].end(1003)
+    assert not pool.any_online
+
+
+# -- switchover --------------------------------------------------------------------------------------------
+
+
+def test_i19_i20_i21_the_candidate_takes_over_when_ready(make: Make) -> None:
+    _, transport, session, recorder = switching(make)
+    old, new = transport.links
+    session.send("to the old one")
+    old.owner.link_received(old, [{"id": "1"}])
+    new.owner.link_received(new, [{"id": "2"}])  # before ready: tolerated and delivered
+    assert session.online and session.latency is None
+    new.become_ready()
+    assert session.state is S.ONLINE
+    session.send("to the new one")
+    assert old.sent == [b"to the old one"] and new.sent == [b"to the new one"]
+    old.owner.link_received(old, [{"id": "3"}])
+    recorder.wait("event", 3)
+    assert recorder.names == [IMMINENT, "event", "event", COMPLETE, "event"]
+    assert recorder.payloads(IMMINENT)[0].envelope.raw == {"type": "shutdown"}
+    assert recorder.payloads(COMPLETE)[0].url == URL
+    old.end(4001)
+    new.end(1006)
+    recorder.wait("offline.transient")
+    assert recorder.names[5:] == ["offline.replaced", "offline", "offline.transient"]
+
+
+def test_i23_a_second_shutdown_is_ignored_and_sessions_switch_alone(make: Make) -> None:
+    pool, transport, _, recorder = switching(make)
+    announce_shutdown(transport.links[0])
+    transport.on_open = FakeLink.become_ready
+    other = pool.connect(URL, "other")
+    announce_shutdown(transport.links[2])
+    eventually(lambda: other.state is S.ONLINE and len(transport.links) == 4)
+    transport.links[1].become_ready()
+    announce_shutdown(transport.links[0])  # on the retired one
+    recorder.wait(COMPLETE)
+    assert recorder.names == [IMMINENT, COMPLETE] and len(transport.links) == 4
+
+
+def test_i24_the_candidate_uses_the_sessions_own_url(make: Make) -> None:
+    pool, transport = make()
+    pool.connect(f"{URL}?subscriptionAwareSubchannels=transcription")
+    announce_shutdown(transport.links[0])
+    assert "subscriptionAwareSubchannels=transcription" in transport.wait_links(2)[1].request.url
+
+
+@pytest.mark.parametrize(("code", "state"), [(1006, S.RECONNECTING), (4001, S.OFFLINE)])
+def test_i22_after_a_failed_switchover_the_old_socket_is_active_again(
+    make: Make, code: int, state: S
+) -> None:
+    _, transport, session, recorder = switching(make, max_retries=0)
+    transport.links[1].end(1006)
+    (payload,) = recorder.wait(FAILED)
+    assert session.state is S.ONLINE and isinstance(payload.reason, ConnectError)
+    session.send("x")
+    assert transport.links[0].sent == [b"x"] and transport.links[0].retired is None
+    transport.links[0].end(code)
+    assert session.state is state
+    recorder.wait("offline.transient" if code == 1006 else "offline.permanent")
+    if code == 1006:
+        held(transport, 3)[2].become_ready()
+        recorder.wait("online")
+
+
+def test_i98_4001_of_the_old_one_is_kept_until_the_candidate_is_ready(make: Make) -> None:
+    _, transport, session, recorder = switching(make)
+    transport.links[0].end(4001, "moved")
+    assert session.state is S.SWITCHING
+    with pytest.raises(NotOnline):
+        session.send("x")
+    transport.links[1].become_ready()
+    recorder.wait("offline.replaced")
+    assert recorder.names == [IMMINENT, COMPLETE, "offline.replaced"]
+    assert recorder.payloads("offline.replaced") == [Offline(session.id, 4001, "moved")]
+    assert session.state is S.ONLINE
+
+
+def test_i98_4001_of_the_old_one_is_judged_when_the_candidate_fails(make: Make) -> None:
+    _, transport, session, recorder = switching(make, max_retries=0)
+    transport.links[0].end(4001)
+    transport.links[1].end(1006)
+    recorder.wait("offline.permanent")
+    assert recorder.names == [IMMINENT, FAILED, "offline", "offline.permanent"]
+    assert session.state is S.OFFLINE and session.last_error.code == 4001  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("code", [1006, 4401])
+def test_i98_a_transient_loss_turns_the_candidate_into_the_reconnect(make: Make, code: int) -> None:
+    pool, transport, session, recorder = switching(make)
+    transport.links[0].end(code)
+    assert session.state is S.RECONNECTING
+    call = Background(lambda: pool.connect(URL))
+    waiting(session, 1)
+    transport.links[1].become_ready()
+    assert call.result() is session
+    recorder.wait("online")
+    assert recorder.names == [IMMINENT, "offline", "offline.transient", "online"]
+    assert len(transport.links) == 2
+
+
+def test_i98_a_candidate_that_became_the_reconnect_may_fail_for_good(make: Make) -> None:
+    _, transport, session, recorder = switching(make)
+    transport.links[0].end(1006)
+    transport.links[1].end(4403)
+    recorder.wait("offline.permanent")
+    assert recorder.names == [IMMINENT, "offline", "offline.transient", "offline.permanent"]
+    assert isinstance(session.last_error, Forbidden) and session.state is S.OFFLINE
+
+
+@pytest.mark.parametrize(("code", "reason", "event"), [(1003, "", PERMANENT), (4000, "replaced", REPLACED)])
+def test_i98_another_close_of_the_old_one_cancels_the_candidate(
+    make: Make, code: int, reason: str, event: str
+) -> None:
+    _, transport, session, recorder = switching(make)
+    transport.links[0].end(code, reason)
+    assert session.state is S.OFFLINE and transport.links[1].aborted.is_set()
+    transport.links[1].become_ready()  # too late: never published
+    recorder.wait(event)
+    assert recorder.names == [IMMINENT, "offline", event] and session.state is S.OFFLINE
+    no_connectors()
+
+
+def test_i25_disconnect_ends_candidate_and_old(make: Make) -> None:
+    pool, transport, session, recorder = switching(make)
+    pool.disconnect(code=3050, reason="bye")
+    old, new = transport.links
+    assert old.closes == [(3050, "bye")] and new.aborted.is_set() and new.closes == []
+    new.become_ready()
+    recorder.wait("disconnected")
+    assert recorder.names == [IMMINENT, *GOODBYE] and session.state is S.IDLE
+    no_connectors()
+    assert len(transport.links) == 2
+
+
+def test_i25_disconnect_waits_for_a_retired_socket_too(make: Make) -> None:
+    pool, transport, session, _ = switching(make)
+    transport.links[1].become_ready()
+    transport.on_close = nothing
+    call = Background(pool.disconnect)
+    eventually(lambda: all(link.closes for link in transport.links))
+    transport.links[1].end(1000)
+    assert session.state is S.DISCONNECTING
+    transport.links[0].end(4001)
+    call.result()
+    assert session.state is S.IDLE
+
+
+@pytest.mark.parametrize("how", ["ended", "gave up"])
+def test_i25_a_session_that_ended_keeps_no_retired_socket(make: Make, how: str) -> None:
+    """OFFLINE kept it: disconnect and close had nothing to wait for, and its reader stayed."""
+    pool, transport, session, _ = switching(make)
+    old, new = transport.links
+    new.become_ready()
+    if how == "ended":
+        new.end(1003)
+    else:
+        transport.on_open = lambda link: link.end(4403)
+        new.end(1006)
+        eventually(lambda: session.state is S.OFFLINE)
+    assert session.state is S.OFFLINE and machine_of(session)._links == set()
+    assert old.aborted.is_set()
+    recorder = Recorder().listen(session, REPLACED)
+    old.end(4001)
+    pool.disconnect()
+    assert recorder.names == []
+
+
+def test_a_switchover_of_a_long_lived_session_counts_and_waits_anew(make: Make, waits: list[float]) -> None:
+    """Failures before a session came online were counted against its switchover hours later."""
+    pool, transport = make(backoff_initial=1, backoff_max=8, max_retries=2)
+    now = [0.0]
+    pool._env.clock = lambda: now[0]
+    left = [refuse] * 4
+    transport.on_open = lambda link: (left.pop() if left else FakeLink.become_ready)(link)
+    session = pool.connect(URL)
+    assert waits == [1, 2, 4, 8]
+    now[0] += 8
+    recorder = Recorder().listen(session)
+    left.extend([refuse] * 2)
+    announce_shutdown(transport.links[-1])
+    recorder.wait(COMPLETE)
+    assert waits[4:] == [1, 2]
+
+
+# -- stale and odd reports ---------------------------------------------------------------------------------
+
+
+def test_reports_of_a_socket_that_was_given_up_change_nothing(make: Make) -> None:
+    pool, transport = make()
+    session = pool.connect(URL)
+    recorder = Recorder().listen(session)
+    (old,) = transport.links
+    pool.disconnect()
+    pool.connect(URL)
+    recorder.wait("online")
+    before = list(recorder.names)
+    old.owner.link_ready(old)
+    assert old.owner.link_received(old, [{"id": "1"}]) is True
+    assert old.owner.link_received(old, [SHUTDOWN, LatencyMeasured(1.0)]) is True
+    old.ended = False
+    old.end(4000, "replaced")
+    assert session.state is S.ONLINE and session.latency is None and old.aborted.is_set()
+    transport.links[1].owner.link_received(transport.links[1], [{"id": "2"}])
+    recorder.wait("event")
+    assert recorder.names == [*before, "event"]
+
+
+def test_a_run_is_settled_once(make: Make) -> None:
+    pool, transport = make()
+    transport.on_open = hold
+    pool.begin_connect(URL)
+    machine = machine_of(pool.session())
+    (link,) = held(transport, 1)
+    attempt = machine._attempt
+    assert attempt is not None
+    link.become_ready()
+    machine.give_up(attempt, ConnectError("s", "late"))
+    assert machine.attempt_failed(attempt, ConnectError("s", "late")) is not None
+    pool.disconnect()
+    machine.give_up(attempt, ConnectError("s", "later"))
+    assert attempt.outcome.exception(0) is None and pool.session().state is S.IDLE
+
+
+def test_a_cancelled_run_counts_no_failure(make: Make) -> None:
+    pool, transport = make()
+    transport.on_open = hold
+    pool.begin_connect(URL)
+    machine = machine_of(pool.session())
+    attempt = machine._attempt
+    assert attempt is not None
+    pool.disconnect()
+    assert machine.attempt_failed(attempt, ValueError("late")) == (0.0, False)
+    assert not machine.adopt(attempt, held(transport, 1)[0])
+    assert machine.last_error is None and attempt.failures == 0
+
+
+def test_what_readers_report_becomes_events(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "llm_sessions")
+    pool, transport = make()
+    session = pool.connect(URL)
+    recorder = Recorder().listen(session)
+    (link,) = transport.links
+    assert link.owner.link_received(
+        link,
+        [{"id": 1}, LatencyMeasured(0.25), {"id": 2}, SequenceGap(5, 3), Dropped("not JSON"), {"id": 3}],
+    )
+    recorder.wait("event", 3)
+    assert recorder.names == ["event", "ping-pong-latency", "event", "sequence-mismatch", "event"]
+    assert session.latency == recorder.payloads("ping-pong-latency")[0].seconds == 0.25
+    gap = recorder.payloads("sequence-mismatch")[0]
+    assert (gap.actual, gap.expected) == (5, 3)
+    assert "not JSON" in caplog.text and "message 5 came, 3 was due" in caplog.text
+
+
+def test_t4_a_full_queue_pauses_the_reader_and_resumes_it(make: Make) -> None:
+    pool, transport = make(queue_size=2)
+    session = pool.connect(URL)
+    gate = Gate()
+    session.on("event:stop", lambda envelope: gate.pass_through())
+    (link,) = transport.links
+    assert link.owner.link_received(link, [{"id": 1, "data": {"eventType": "stop"}}])
+    gate.wait_arrived()
+    assert link.owner.link_received(link, [{"id": 2}]) is True
+    assert link.owner.link_received(link, [LatencyMeasured(1), {"id": 3}, LatencyMeasured(2)]) is False
+    assert link.resumed == 0
+    gate.open()
+    eventually(lambda: link.resumed == 1)
+
+
+def test_t4_disconnect_returns_while_a_reader_is_paused(make: Make) -> None:
+    pool, transport = make(queue_size=1)
+    session = pool.connect(URL)
+    gate, recorder = Gate(), Recorder().listen(session)
+    session.on("event", lambda envelope: gate.pass_through() if envelope.id == 1 else None)
+    (link,) = transport.links
+    assert not link.owner.link_received(link, [{"id": 1}, {"id": 2}])
+    gate.wait_arrived()
+    Background(pool.disconnect).result()
+    assert session.state is S.IDLE and "offline" not in recorder.names
+    gate.open()
+    recorder.wait("disconnected")
+    assert recorder.names == ["event", "event", *GOODBYE], "what came before the close is delivered before it"
+
+
+def test_t4_dropping_is_warned_of_once_per_session(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    pool, transport = make(queue_size=1, when_full="drop_oldest")
+    session = pool.connect(URL)
+    gate = Gate()
+    session.on("event", lambda envelope: gate.pass_through() if envelope.id == 1 else None)
+    (link,) = transport.links
+    link.owner.link_received(link, [{"id": 1}])
+    gate.wait_arrived()
+    for number in range(5):
+        assert link.owner.link_received(link, [{"id": 2 + number}])
+    gate.open()
+    assert [record.message for record in caplog.records if "dropped" in record.message] == [
+        f"[{session.id}] the listeners are too slow: oldest messages are dropped"
+    ]
