@@ -44,6 +44,8 @@ CONNECTION: Final = 30
 STREAM: Final = 35
 LEAF: Final = 40
 
+_FEW_THREADS: Final = 16
+
 _held = threading.local()
 _checking = False
 
@@ -139,8 +141,11 @@ class ThreadGroup:
     """
 
     def __init__(self) -> None:
+        # Guards the list. Rank 40.
         self._lock = make_lock("threads", LEAF)
-        self._alive: set[threading.Thread] = set()
+        # A thread does not take itself out: until it has really ended, `join` must know of it.
+        self._threads: list[threading.Thread] = []
+        self._swept_at = _FEW_THREADS
 
     def spawn(self, target: Callable[[], None], name: str) -> threading.Thread:
         """Start a thread.
@@ -148,29 +153,25 @@ class ThreadGroup:
         Raises:
             RuntimeError: If the system cannot start another one.
         """
-        thread = threading.Thread(target=self._run, args=(target,), name=name, daemon=True)
+        thread = threading.Thread(target=target, name=name, daemon=True)
         with self._lock:
-            self._alive.add(thread)
+            if len(self._threads) >= self._swept_at:  # each sweep is paid for by as many spawns
+                self._threads = [one for one in self._threads if one.ident is None or one.is_alive()]
+                self._swept_at = max(_FEW_THREADS, 2 * len(self._threads))
+            self._threads.append(thread)
         try:
             thread.start()
         except BaseException:
             if thread.ident is None:
                 with self._lock:
-                    self._alive.discard(thread)
+                    self._threads.remove(thread)
             raise
         return thread
-
-    def _run(self, target: Callable[[], None]) -> None:
-        try:
-            target()
-        finally:
-            with self._lock:
-                self._alive.discard(threading.current_thread())
 
     def alive(self) -> list[threading.Thread]:
         """Return the threads that run now."""
         with self._lock:
-            return list(self._alive)
+            return [thread for thread in self._threads if thread.is_alive()]
 
     def join(self, deadline: Deadline, skip: Iterable[threading.Thread] = ()) -> list[threading.Thread]:
         """Wait for all threads but the calling one and `skip`; return those still alive at the deadline.
@@ -179,9 +180,9 @@ class ThreadGroup:
         """
         left_out = {threading.current_thread(), *skip}
         seen = set(left_out)
-        # Not alive yet is one that another thread is about to start: it cannot be joined.
-        while found := [thread for thread in self.alive() if thread not in seen and thread.is_alive()]:
+        # One that another thread is about to start is not alive yet: it cannot be joined.
+        while found := [thread for thread in self.alive() if thread not in seen]:
             for thread in found:
                 thread.join(deadline.left())
             seen.update(found)
-        return [thread for thread in self.alive() if thread not in left_out and thread.is_alive()]
+        return [thread for thread in self.alive() if thread not in left_out]

@@ -1,4 +1,4 @@
-"""What tests share: ways to wait for what happened, to start threads at one moment, and to stand in for a socket."""
+"""What tests share: waits for what happened, threads that start at one moment, stand-ins for sockets."""
 
 from __future__ import annotations
 
@@ -229,7 +229,12 @@ class FakeTransport:
 def fake_pool(transport: FakeTransport | None = None, **config: Any) -> tuple[ConnectionPool, FakeTransport]:
     """Return a pool whose sockets are fakes, with short waits and no jitter unless told otherwise."""
     transport = transport or FakeTransport()
-    settings: dict[str, Any] = {"backoff_initial": 0.01, "backoff_max": 0.05, "jitter": False, "wait_timeout": LONG}
+    settings: dict[str, Any] = {
+        "backoff_initial": 0.01,
+        "backoff_max": 0.05,
+        "jitter": False,
+        "wait_timeout": LONG,
+    }
     pool = ConnectionPool("token", config=PoolConfig(**{**settings, **config}))
     pool._env.transport = transport
     return pool, transport

@@ -264,9 +264,10 @@ def test_t2_join_waits_for_what_a_thread_spawns_meanwhile() -> None:
 def test_a_thread_that_is_about_to_be_started_is_not_joined() -> None:
     group = ThreadGroup()
     unborn = threading.Thread(target=lambda: None, name="llm-unborn")
-    group._alive.add(unborn)  # between `add` and `start` of spawn()
+    group._threads.append(unborn)  # between the append and the start in spawn()
     assert group.join(Deadline(LONG)) == []
-    assert group.alive() == [unborn]
+    assert group.alive() == []
+    assert group._threads == [unborn]
 
 
 def test_a_thread_that_raises_is_counted_off() -> None:
@@ -328,3 +329,11 @@ def test_many_threads_at_once_are_all_counted_and_all_counted_off() -> None:
 
 def test_the_check_of_locks_is_on_in_every_test() -> None:
     assert _sync._checking
+
+
+def test_i28_ended_threads_are_swept_out() -> None:
+    group = ThreadGroup()
+    for _ in range(200):
+        group.spawn(lambda: None, "llm-short").join(10)
+    assert len(group._threads) <= 2 * _sync._FEW_THREADS
+    assert group.join(Deadline(10)) == []

@@ -276,15 +276,19 @@ class Connection:
             raise LinkBroken("the connection ended before the message was written", started=True) from exc
 
     def close(self, code: int | None, reason: str | None) -> None:
-        with self._lock:
-            protocol = self._protocol
-            if protocol is not None:
-                protocol.close(code, reason, self._clock())
-                self._send_own(protocol)
-        if protocol is None or protocol.ended is not None:
-            self._stream.abort()
-        else:
-            self._stream.wake()
+        protocol = self._protocol
+        try:
+            with self._lock:
+                if protocol is not None:
+                    protocol.close(code, reason, self._clock())
+                    self._send_own(protocol)
+            if protocol is None or protocol.ended is not None:
+                self._stream.abort()
+            else:
+                self._stream.wake()
+        except BaseException:
+            self._stream.abort()  # Ctrl-C in between: a close that is half begun would have no end
+            raise
 
     def abort(self) -> None:
         self._stream.abort()

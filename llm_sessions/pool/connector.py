@@ -13,6 +13,8 @@ import time
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from .. import errors
+from .._logging import without_secrets
 from ..connection.transport import AttemptFailed, OpenRequest
 from ..errors import (
     BadRequest,
@@ -203,15 +205,28 @@ class Connector:
         return _Failed(Failure.SOURCE, self._error(ConnectError, what, exc), retry_after)
 
     def _from_open(self, exc: AttemptFailed) -> _Failed:
-        kind = NotAuthorized if exc.failure is Failure.UNAUTHORIZED else ConnectError
-        error = self._error(kind, exc.message, exc.__cause__)
-        error.status, error.code, error.reason = exc.status, exc.code, exc.reason
-        error.retry_after = parse_retry_after(
+        attempt = self._attempt
+        retry_after = parse_retry_after(
             exc.retry_after, now=time.time(), longest=self._config.backoff_max * 10
         )
-        error.args = (error.session_id, error.message, error.attempts, error.code, error.reason)
-        error.args += (error.status, error.retry_after)
-        return _Failed(exc.failure, error, error.retry_after)
+        kind = _class_of(exc.failure)
+        error: ConnectError
+        if issubclass(kind, RegistrationError):
+            url = without_secrets(attempt.target.url) if attempt.target is not None else ""
+            error = kind(attempt.session_id, exc.message, exc.status, url, None, retry_after)
+            error.attempts = attempt.number
+        else:
+            error = kind(
+                attempt.session_id,
+                exc.message,
+                attempt.number,
+                exc.code,
+                exc.reason,
+                exc.status,
+                retry_after,
+            )
+        error.__cause__ = exc.__cause__
+        return _Failed(exc.failure, error, retry_after)
 
     def _from_end(self, request: OpenRequest, ended: Ended) -> _Failed:
         where = request.address
@@ -229,7 +244,7 @@ class Connector:
             return _Failed(Failure.CLOSED, self._closed(ConnectError, what, ended))
         failure = classify_failed_open(ended.code, ended.reason)
         what = f"{where} closed with {ended.code} {ended.reason!r} before it was ready"
-        return _Failed(failure, self._closed(_ERRORS.get(failure, ConnectError), what, ended))
+        return _Failed(failure, self._closed(_class_of(failure), what, ended))
 
     def _closed(self, kind: type[ConnectError], message: str, ended: Ended) -> ConnectError:
         error = kind(
@@ -294,13 +309,18 @@ class Connector:
         return error if isinstance(fresh, str) and fresh.removeprefix("Bearer ") == bare else None
 
 
-_ERRORS: dict[Failure, type[ConnectError]] = {
-    Failure.BAD_REQUEST: BadRequest,
-    Failure.FORBIDDEN: Forbidden,
-    Failure.UNAUTHORIZED: NotAuthorized,
-    Failure.UNKNOWN_RESPONSE: UnknownResponse,
+_BY_ERROR: dict[type[ConnectError], Failure] = {
+    BadRequest: Failure.BAD_REQUEST,
+    Forbidden: Failure.FORBIDDEN,
+    NotAuthorized: Failure.UNAUTHORIZED,
+    UnknownResponse: Failure.UNKNOWN_RESPONSE,
 }
-_BY_ERROR = {error: failure for failure, error in _ERRORS.items()}
+
+
+def _class_of(failure: Failure) -> type[ConnectError]:
+    """Return the error that the failure table names, for failures that are not exceptions of a source's."""
+    kind: type[ConnectError] = getattr(errors, FAILURES[failure].error)
+    return kind
 
 
 def check_host(host: str, config: PoolConfig) -> None:

@@ -81,7 +81,7 @@ class SessionCore:
         self._online_at = 0.0
         self._short_lives = 0
         self._kept_close: Ended | None = None  # the old socket's 4001, read before the switchover settled
-        # While two sockets are in use: which of them brought an envelope's id first. None otherwise.
+        # Since a switchover began: which of its two sockets brought an envelope's id first. Else None.
         self._brought_by: dict[str, Link] | None = None
         self._asked: tuple[int | None, str | None] = (None, None)
         self._farewell: tuple[int, str] | None = None  # how the active link ended while disconnecting

@@ -120,6 +120,7 @@ class SessionReports(SessionCore):
             attempt.outcome.set_exception(error)
             self.last_error = error
             if attempt.kind is RunKind.SWITCH:
+                self._brought_by = None
                 self._step(effects, Trigger.SWITCH_FAILED)
                 self._emit(
                     effects,
@@ -153,7 +154,7 @@ class SessionReports(SessionCore):
         self._attempt = attempt.link = None
         assert attempt.target is not None
         self._token, self._target = attempt.token, attempt.target
-        if len(self._links) < 2:
+        if attempt.kind is not RunKind.SWITCH:
             self._brought_by = None
         self._online_at = self.env.clock()
         self.was_online = True
@@ -221,11 +222,16 @@ class SessionReports(SessionCore):
     def _without_repeats(
         self, brought_by: dict[str, Link], link: Link, batch: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Leave out what the other socket of a switchover has brought already."""
+        """Leave out what the other socket of a switchover has brought already.
+
+        Also after the other one ended: two readers have no order, so its close may be read before our copy.
+        """
+        both = len(self._links) > 1 or self._state is SessionState.SWITCHING
+        remember = brought_by.setdefault if both else brought_by.get
         kept = []
         for message in batch:
             identity = message.get("id")
-            if type(identity) is str and brought_by.setdefault(identity, link) is not link:
+            if type(identity) is str and remember(identity, link) is not link:
                 continue
             kept.append(message)
         while len(brought_by) > _MAX_REMEMBERED:
@@ -249,8 +255,6 @@ class SessionReports(SessionCore):
         if link not in self._links:
             return
         self._links.discard(link)
-        if len(self._links) < 2 and self._state is not SessionState.SWITCHING:
-            self._brought_by = None
         effects.append(
             partial(
                 self._log.debug, "a socket ended: %d %s (%s)", ended.code, ended.reason, ended.cause.value

@@ -11,7 +11,7 @@ from ..connection.transport import LinkBroken
 from ..errors import ConfigurationError, ConnectionLost, NotOnline, WaitTimeout
 from ..protocol.closing import check_close
 from ..protocol.events import parse_event_name
-from ..protocol.state import BUSY, ONLINE, SessionState
+from ..protocol.state import ONLINE, SessionState
 from .config import check_seconds
 
 if TYPE_CHECKING:
@@ -237,7 +237,3 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.id!r} {self.state.value}>"
-
-    @property
-    def _busy(self) -> bool:
-        return self.state in BUSY

@@ -173,11 +173,11 @@ FAILURES: Final[Mapping[Failure, FailureRule]] = MappingProxyType(
         Failure.SOURCE: FailureRule("ConnectError", First.HONOUR_RETRY_AFTER, Retried.YES),
         Failure.BAD_REQUEST: FailureRule("BadRequest", First.NOTHING, Retried.NO),
         Failure.FORBIDDEN: FailureRule("Forbidden", First.NOTHING, Retried.NO),
-        Failure.REFUSED: FailureRule("ConnectError", First.NOTHING, Retried.NO),
+        Failure.REFUSED: FailureRule("RegistrationError", First.NOTHING, Retried.NO),
         Failure.UNTRUSTED: FailureRule("ConnectError", First.NOTHING, Retried.ONCE_ONLINE),
         # A captive portal answers with a web page: fatal at first, not to a session that once was online.
         Failure.MISPLACED: FailureRule("ConnectError", First.NOTHING, Retried.ONCE_ONLINE),
-        Failure.MISCONFIGURED: FailureRule("ConnectError", First.NOTHING, Retried.NO),
+        Failure.MISCONFIGURED: FailureRule("ConfigurationError", First.NOTHING, Retried.NO),
         Failure.CLOSED: FailureRule("ConnectError", First.NOTHING, Retried.YES),
     }
 )

@@ -129,7 +129,7 @@ TABLE: list[tuple[str, Step, type[ConnectError], bool, bool]] = [
     ("1005 with reason", close(1005, "x"), ConnectError, False, True),
     ("4400", close(4400, "bad"), BadRequest, False, False),
     ("4403", close(4403, "no"), Forbidden, False, False),
-    ("http 4xx", refuse(Failure.REFUSED, status=418), ConnectError, False, False),
+    ("http 4xx", refuse(Failure.REFUSED, status=418), RegistrationError, False, False),
     ("certificate", refuse(Failure.UNTRUSTED), ConnectError, False, False),
     ("a web page", refuse(Failure.MISPLACED, status=200), ConnectError, False, False),
     ("violation", close(1002, "mask", EndCause.VIOLATION), ConnectError, False, True),

@@ -111,6 +111,25 @@ def test_a_log_handler_or_an_observer_that_raises_strands_nobody(
     no_connectors()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_log_handler_that_raises_even_about_the_failure_strands_nobody(
+    make: Make, log_to: Callable[[Callable[[str], object]], None]
+) -> None:
+    """The run is settled even if the connector's thread dies of telling what happened."""
+    pool, transport = make(initial_max_retries=0)
+    transport.on_open = refuse
+
+    def fail(message: str) -> None:
+        if "failed" in message:
+            raise SystemError("a handler's mistake")
+
+    log_to(fail)
+    with pytest.raises(ConnectError, match="connector failed") as caught:
+        pool.connect(URL, timeout=LONG)
+    assert isinstance(caught.value.__cause__, SystemError)
+    no_connectors()
+
+
 def test_i97_no_user_code_runs_under_a_lock(
     make: Make, log_to: Callable[[Callable[[str], object]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

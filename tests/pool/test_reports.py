@@ -266,6 +266,57 @@ def test_i25_disconnect_waits_for_a_retired_socket_too(make: Make) -> None:
     assert session.state is S.IDLE
 
 
+@pytest.mark.parametrize(
+    ("end", "first"),
+    [("never", 0), ("never", 1), ("after ready", 0), ("after ready", 1), ("before ready", 0)],
+)
+def test_i99_what_both_sockets_bring_is_delivered_once(make: Make, end: str, first: int) -> None:
+    """Two readers have no order: the second copy may be read after the old socket's close was."""
+    _, transport, session, recorder = switching(make)
+    old, new = transport.links
+    if end != "before ready":
+        new.become_ready()
+    one, other = (old, new) if first == 0 else (new, old)
+    one.owner.link_received(one, [{"id": "a"}, {"id": "b"}, {"id": "b"}, {"id": 5}, {}])
+    if first == 1:
+        other.owner.link_received(other, [{"id": "b"}, {"id": "c"}])
+    if end != "never":
+        old.end(4001)
+    if end == "before ready":
+        new.become_ready()
+    if first == 0:
+        other.owner.link_received(other, [{"id": "b"}, {"id": "c"}])
+    new.owner.link_received(new, [{"id": "c"}, {"id": 5}, {}, {"id": "last"}])
+    eventually(lambda: recorder.payloads("event") and recorder.payloads("event")[-1].id == "last")
+    ids = [envelope.id for envelope in recorder.payloads("event")]
+    # A repeat on one socket is the server's business, and so is what has no id to know it by.
+    assert ids == ["a", "b", "b", 5, None, "c", *(["c"] if first == 0 else []), 5, None, "last"]
+    assert session.online
+
+
+def test_i99_ids_are_remembered_while_it_can_matter_and_not_without_end(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_sessions.pool.reports._MAX_REMEMBERED", 10)
+    _, transport, session, recorder = switching(make, max_retries=0)
+    machine = machine_of(session)
+    old, new = transport.links
+    old.owner.link_received(old, [{"id": str(number)} for number in range(25)])
+    assert list(machine._brought_by or ()) == [str(number) for number in range(15, 25)]
+    new.end(1006)
+    recorder.wait(FAILED)
+    assert machine._brought_by is None, "there was no second socket after all"
+    announce_shutdown(old)
+    held(transport, 3)[2].become_ready()
+    old.end(4001)
+    new = transport.links[2]
+    new.owner.link_received(new, [{"id": "x"}])
+    assert "x" not in (machine._brought_by or ())
+    new.end(1006)
+    held(transport, 4)[3].become_ready()
+    assert machine._brought_by is None
+
+
 @pytest.mark.parametrize("how", ["ended", "gave up"])
 def test_i25_a_session_that_ended_keeps_no_retired_socket(make: Make, how: str) -> None:
     """OFFLINE kept it: disconnect and close had nothing to wait for, and its reader stayed."""

@@ -181,10 +181,10 @@ NO, YES = Retried.NO, Retried.YES
         ),  # an endpoint's 429 comes by this row
         (Failure.BAD_REQUEST, "BadRequest", First.NOTHING, NO),
         (Failure.FORBIDDEN, "Forbidden", First.NOTHING, NO),
-        (Failure.REFUSED, "ConnectError", First.NOTHING, NO),
+        (Failure.REFUSED, "RegistrationError", First.NOTHING, NO),
         (Failure.UNTRUSTED, "ConnectError", First.NOTHING, Retried.ONCE_ONLINE),
         (Failure.MISPLACED, "ConnectError", First.NOTHING, Retried.ONCE_ONLINE),
-        (Failure.MISCONFIGURED, "ConnectError", First.NOTHING, NO),
+        (Failure.MISCONFIGURED, "ConfigurationError", First.NOTHING, NO),
         (Failure.CLOSED, "ConnectError", First.NOTHING, YES),
     ],
 )
@@ -196,7 +196,7 @@ def test_i42_what_a_failure_asks_for(failure: Failure, error: str, first: First,
 def test_every_failure_has_a_row_with_an_error_of_ours() -> None:
     assert set(FAILURES) == set(Failure)
     for rule in FAILURES.values():
-        assert issubclass(getattr(errors, rule.error), errors.SessionError)
+        assert issubclass(getattr(errors, rule.error), errors.LLMSessionsError)
 
 
 def test_the_tables_cannot_be_changed() -> None:
