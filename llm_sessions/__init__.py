@@ -4,6 +4,8 @@
 state events; it has nothing to do with language models.
 """
 
+import logging
+
 from ._version import __version__
 from .errors import (
     AlreadyConnected,
@@ -47,6 +49,9 @@ from .protocol.events import (
 )
 from .protocol.state import SessionState
 from .session_ids import DEFAULT_SESSION_ID, LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION
+
+# Without it, Python would print our warnings for programs that have not configured logging.
+logging.getLogger("llm_sessions").addHandler(logging.NullHandler())
 
 __all__ = [
     "ALL_SESSIONS",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import string
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -233,3 +235,18 @@ def test_the_library_sets_no_level_and_no_handler() -> None:
         log = logging.getLogger(name)
         assert log.level == logging.NOTSET
         assert [handler for handler in log.handlers if not isinstance(handler, logging.NullHandler)] == []
+
+
+def test_nothing_is_printed_for_programs_without_logging() -> None:
+    script = (
+        "import logging\n"
+        "from llm_sessions import *\n"
+        "pool = ConnectionPool('t', config=PoolConfig(initial_max_retries=0))\n"
+        "try:\n"
+        "    pool.connect('ws://127.0.0.1:1/x')\n"
+        "except ConnectError as error:\n"
+        "    print(type(error).__name__)\n"
+        "pool.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("ConnectError\n", "")

@@ -141,7 +141,8 @@ class Connection:
             return AttemptFailed(Failure.MISPLACED, f"{address} does not speak TLS: {cause.reason}")
         if isinstance(cause, ConnectionRefusedError):
             return AttemptFailed(Failure.NETWORK, f"nothing listens at {address}: {cause.strerror}")
-        return AttemptFailed(Failure.NETWORK, f"cannot connect to {address}: {error or 'closed by the peer'}")
+        hint = "" if cause is not None or address.tls else " (servers that want wss:// do this)"
+        return AttemptFailed(Failure.NETWORK, f"cannot connect to {address}: {error}{hint}")
 
     # -- the reader -------------------------------------------------------------------------------------
 
