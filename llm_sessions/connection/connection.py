@@ -141,7 +141,8 @@ class Connection:
             return AttemptFailed(Failure.MISPLACED, f"{address} does not speak TLS: {cause.reason}")
         if isinstance(cause, ConnectionRefusedError):
             return AttemptFailed(Failure.NETWORK, f"nothing listens at {address}: {cause.strerror}")
-        hint = "" if cause is not None or address.tls else " (servers that want wss:// do this)"
+        hung_up = cause is None or isinstance(cause, StreamError)
+        hint = " (servers that want wss:// do this)" if hung_up and not address.tls else ""
         return AttemptFailed(Failure.NETWORK, f"cannot connect to {address}: {error}{hint}")
 
     # -- the reader -------------------------------------------------------------------------------------

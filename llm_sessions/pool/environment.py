@@ -14,6 +14,7 @@ from ..connection.transport import Transport
 from ..errors import PoolClosed
 from .config import PoolConfig
 from .listeners import ListenerTable
+from .sources import TokenProvider
 
 __all__ = ["Environment"]
 
@@ -23,6 +24,7 @@ class Environment:
 
     Args:
         config: The pool's.
+        provider: Where tokens come from for sessions that are not given their own; None for nowhere.
         transport: Makes the sockets; None for real ones.
         clock: Monotonic seconds.
     """
@@ -30,11 +32,13 @@ class Environment:
     def __init__(
         self,
         config: PoolConfig,
+        provider: TokenProvider | None = None,
         *,
         transport: Transport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
+        self.provider = provider
         self.clock = clock
         self.threads = ThreadGroup()
         self.transport: Transport = transport or partial(Connection, threads=self.threads, clock=clock)

@@ -75,6 +75,7 @@ class SessionMachine(SessionReports):
         self._check_usable()
         if endpoint is None:
             endpoint = self._endpoint
+            provider = provider or self._provider  # to reconnect by hand is to do the same again
         if endpoint is None:
             raise ConfigurationError("url", f"session {self.session_id!r} never had one; give it one")
         if self._state is SessionState.DISCONNECTING:
@@ -89,7 +90,7 @@ class SessionMachine(SessionReports):
             self._waiters += 1  # in this order: an interrupt comes only after a call
             joined.append(True)
         if at_rest:
-            self._endpoint, self._provider = endpoint, provider
+            self._endpoint, self._provider = endpoint, provider or self.env.provider
             self._retries = Retries(self.env.config)
             self._short_lives = 0
             self._new_attempt(effects, RunKind.FIRST)

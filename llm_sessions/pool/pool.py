@@ -84,7 +84,7 @@ class ConnectionPool:
     ) -> None:
         if config is not None and not isinstance(config, PoolConfig):
             raise ConfigurationError("config", f"must be a PoolConfig, not {type(config).__name__}")
-        self._provider: TokenProvider | None = None if token is None else as_provider(token)
+        provider = None if token is None else as_provider(token)
         self._default_id = check_session_id(default_session_id, "default_session_id")
         self.name = name if name is not None else f"pool-{next(_numbers)}"
         # Guards the dict and the closed flag. Rank 10: dict work only; no more is called under it than
@@ -92,7 +92,7 @@ class ConnectionPool:
         self._lock = make_lock("pool", POOL)
         self._sessions: dict[str, tuple[Session, SessionMachine]] = {}
         self._made_up: set[str] = set()
-        self._env = Environment(config or PoolConfig())
+        self._env = Environment(config or PoolConfig(), provider)
         _pools.add(self)
 
     # -- connecting ---------------------------------------------------------------------------------------
@@ -116,8 +116,8 @@ class ConnectionPool:
                 session's last.
             session_id: The session's key; None makes one up, and the pool forgets it once it is
                 disconnected. By default the pool's default session.
-            token: Access token of this session instead of the pool's. Counts only if this call starts the
-                run.
+            token: Access token of this session instead of the pool's; kept for later calls without a url.
+                Counts only if this call starts the run.
             timeout: Seconds to wait; None for no limit; by default the pool's `wait_timeout`.
 
         Raises:
@@ -149,8 +149,8 @@ class ConnectionPool:
         endpoint = None if url is None else as_endpoint(url, allow_insecure=config.allow_insecure)
         if isinstance(url, str):
             check_host(parse_url(url, allow_insecure=config.allow_insecure).host, config)
-        provider = self._provider if token is None else as_provider(token)
-        if isinstance(url, str) and provider is None:
+        provider = None if token is None else as_provider(token)
+        if isinstance(url, str) and provider is None and self._env.provider is None:
             raise ConfigurationError("token", "neither the pool nor connect() was given one")
         return endpoint, provider, check_timeout(timeout, config.wait_timeout)
 

@@ -157,7 +157,7 @@ def test_ws_to_a_tls_port(once: ConnectionPool, server_context: ssl.SSLContext) 
     """OpenSSL servers hang up without an alert, so this is all that can be known."""
     with LocalServer(ssl_context=server_context) as secure:
         where = f"127.0.0.1:{secure.port}"
-        refused(once, f"ws://{where}/x", where, "closed during the opening handshake")
+        refused(once, f"ws://{where}/x", where, "closed during the opening handshake", "wss://")
         assert len(secure.connections()) == 1
         assert secure.connections()[0].authorization is None
 

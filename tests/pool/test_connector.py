@@ -723,7 +723,7 @@ def test_t12_plain_ws_to_other_hosts_must_be_allowed(make: Make) -> None:
 
 def test_no_token_at_all_ends_the_run(make: Make) -> None:
     pool, transport = make()
-    pool._provider = None
+    pool._env.provider = None
     with pytest.raises(ConfigurationError) as caught:
         pool.connect(Place())
     assert caught.value.argument == "token" and transport.links == []

@@ -263,3 +263,17 @@ def test_t7_a_forked_childs_calls_are_refused_before_any_lock(
         with pytest.raises(PoolClosed, match="fork"):
             Background(lambda: call(session)).result(LONG)
     assert session.online and threading.current_thread() is threading.main_thread()
+
+
+def test_connecting_again_without_a_url_uses_the_same_token(make: Make) -> None:
+    pool, transport = make()
+    session = pool.connect(URL, session_id="a", token="its-own")
+    session.disconnect()
+    pool.connect(session_id="a")
+    pool.disconnect("a")
+    pool.connect(URL, session_id="a")
+    assert [link.request.token for link in transport.links] == [
+        "Bearer its-own",
+        "Bearer its-own",
+        "Bearer token",
+    ]
