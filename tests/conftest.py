@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -17,6 +18,14 @@ from tests.support import QUICK, no_leaks
 
 # Before any lock is made: every lock of every test checks its rank.
 _sync.check_lock_order(True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """A shell that starts the suite in the background has it ignore SIGINT; some tests send one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

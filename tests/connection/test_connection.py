@@ -465,7 +465,7 @@ def test_t8_sixteen_senders_interleave_whole_messages_only(server: LocalServer, 
     for sender in senders:
         sender.result(60)
     [connection] = server.live()
-    server.wait_for(lambda: len(connection.received) >= 16_000 + 2, 60)
+    server.wait_for(lambda: len(connection.received) >= 16_000 + 4, 60)
     got = [obj for obj in connection.received if obj.get("type") == "t8"]
     for sender in range(16):
         assert [obj["n"] for obj in got if obj["from"] == sender] == list(range(1000))

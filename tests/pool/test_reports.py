@@ -97,8 +97,9 @@ def test_i29_the_close_of_a_retired_socket(make: Make, code: int, reason: str, e
     session = pool.connect(URL)
     old = transport.links[0]
     announce_shutdown(old)
-    eventually(lambda: session.state is S.ONLINE)
+    eventually(lambda: old.retired is not None)
     assert old.retired == 7 and len(transport.links) == 2
+    assert session.state is S.ONLINE
     recorder = Recorder().listen(session)
     old.end(code, reason)
     old.owner.link_received(transport.links[1], [{"id": "after"}])
