@@ -161,10 +161,9 @@ class ThreadGroup:
             self._threads.append(thread)
         try:
             thread.start()
-        except BaseException:
-            if thread.ident is None:
-                with self._lock:
-                    self._threads.remove(thread)
+        except RuntimeError:  # not when interrupted: it may run all the same
+            with self._lock:
+                self._threads.remove(thread)
             raise
         return thread
 

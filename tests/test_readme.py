@@ -11,7 +11,7 @@ import pytest
 
 from llm_sessions.protocol.state import SessionState
 from llm_sessions.testing.server import LocalServer
-from tests.support import LONG, Background
+from tests.support import Background
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -23,7 +23,6 @@ def main_server(monkeypatch: pytest.MonkeyPatch) -> LocalServer:
         monkeypatch.setenv("WEBEX_TOKEN", "token")
         monkeypatch.setenv("WEBEX_URL", server.url("main"))
         monkeypatch.setenv("PRACTICE_URL", server.url("practice"))
-        monkeypatch.setenv("SECONDS", str(LONG))
         yield server
         assert server.violations == []
 

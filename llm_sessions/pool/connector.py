@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import errors
 from .._logging import without_secrets
@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..protocol.closing import FAILURES, Failure, First, Retried, classify_failed_open, classify_status
 from ..protocol.mercury import EndCause, Ended, Timing
-from ..protocol.url import connection_url, parse_url
+from ..protocol.url import connection_url
 from .attempt import Attempt
 from .retry import parse_retry_after
 from .sources import bearer, check_target
@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from .core import SessionCore
     from .reports import SessionReports
 
-__all__ = ["Connector", "check_host", "serve", "served_by_this_thread"]
+__all__ = ["Connector", "serve", "served_by_this_thread"]
 
 logger = logging.getLogger("llm_sessions.pool")
+
+T = TypeVar("T")
 
 _served = threading.local()
 
@@ -77,6 +79,7 @@ class Connector:
         self._attempt = attempt
         self._config: PoolConfig = machine.env.config
         self._refused: str | None = None  # the endpoint's own token that was refused last
+        self._fresh: str | None = None  # what a forced refresh returned, for the next attempt
 
     def run(self) -> None:
         """The thread's main function. It has one exit, and the run is settled there at the latest."""
@@ -120,6 +123,7 @@ class Connector:
                 if isinstance(verdict, Exception):
                     return verdict
                 wait = verdict
+                self._machine.tries_again(attempt)
 
     # -- one attempt ------------------------------------------------------------------------------------
 
@@ -153,17 +157,16 @@ class Connector:
         """Ask the endpoint and the provider; return None if the run was cancelled meanwhile."""
         attempt, config, env = self._attempt, self._config, self._machine.env
         try:
-            attempt.target = target = check_target(attempt.endpoint.resolve(attempt))
+            target = attempt.endpoint.resolve(attempt)
             if attempt.cancelled:
                 return None
-            address = parse_url(target.url, allow_insecure=config.allow_insecure)
-            check_host(address.host, config)
-            token = target.token
-            if token is None:
-                token = self._own_token()
+            address = self._check(lambda: check_target(target, config))
+            attempt.target = target
+            token = target.token if target.token is not None else self._own_token()
             if attempt.cancelled:
                 return None
-            attempt.token = bearer(token)
+            attempt.token = self._check(lambda: _sent_as(token))
+            context = env.ssl_context() if address.tls else None
         except BaseException as exc:  # SystemExit too: it would end this thread, and strand all who wait
             raise self._from_source(exc) from exc
         return OpenRequest(
@@ -171,7 +174,7 @@ class Connector:
             address=address,
             token=attempt.token,
             headers=dict(target.headers),
-            ssl_context=env.ssl_context() if address.tls else None,
+            ssl_context=context,
             open_timeout=config.open_timeout,
             send_timeout=config.send_timeout,
             max_message_bytes=config.max_message_bytes,
@@ -181,7 +184,17 @@ class Connector:
     def _own_token(self) -> str:
         if self._attempt.provider is None:
             raise ConfigurationError("token", "neither the pool nor connect() was given one")
-        return self._attempt.provider.get()
+        fresh, self._fresh = self._fresh, None
+        return self._attempt.provider.get() if fresh is None else fresh
+
+    def _check(self, check: Callable[[], T]) -> T:
+        """Check what a source returned. Once the session has been online, a bad answer is a passing fault."""
+        try:
+            return check()
+        except ConfigurationError as exc:
+            if not self._machine.was_online:
+                raise
+            raise self._error(ConnectError, str(exc), exc) from exc
 
     # -- what failed ------------------------------------------------------------------------------------
 
@@ -195,7 +208,7 @@ class Connector:
         if isinstance(exc, ConfigurationError):
             return _Failed(Failure.MISCONFIGURED, exc)
         if isinstance(exc, RegistrationError):
-            failure = classify_status(exc.status) if exc.status is not None else Failure.REFUSED
+            failure = classify_status(exc.status) if isinstance(exc.status, int) else Failure.REFUSED
             if failure in (Failure.MISPLACED, Failure.STALE):  # these rows are the upgrade's
                 failure = Failure.REFUSED
             return _Failed(failure, exc, retry_after)
@@ -306,7 +319,10 @@ class Connector:
         except BaseException:
             logger.warning("[%s] refreshing the token failed", attempt.session_id, exc_info=True)
             return None
-        return error if isinstance(fresh, str) and fresh.removeprefix("Bearer ") == bare else None
+        if isinstance(fresh, str) and fresh.removeprefix("Bearer ") == bare:
+            return error
+        self._fresh = fresh
+        return None
 
 
 _BY_ERROR: dict[type[ConnectError], Failure] = {
@@ -323,15 +339,10 @@ def _class_of(failure: Failure) -> type[ConnectError]:
     return kind
 
 
-def check_host(host: str, config: PoolConfig) -> None:
-    """Refuse a host that may not get the token.
-
-    Raises:
-        ConfigurationError: If `allowed_hosts` is given and the host is not among them.
-    """
-    allowed = config.allowed_hosts
-    if allowed is not None and not any(fnmatchcase(host.lower(), one.lower()) for one in allowed):
-        raise ConfigurationError("url", f"the host {host} is not in allowed_hosts")
+def _sent_as(token: object) -> str:
+    if not isinstance(token, str):
+        raise ConfigurationError("token", f"its source returned {type(token).__name__} instead of a string")
+    return bearer(token)
 
 
 def _seconds(value: object) -> float | None:

@@ -82,12 +82,13 @@ class SessionCore:
         self._short_lives = 0
         self._kept_close: Ended | None = None  # the old socket's 4001, read before the switchover settled
         # Since a switchover began: which of its two sockets brought an envelope's id first. Else None.
-        self._brought_by: dict[str, Link] | None = None
+        self._brought_by: dict[str | int, Link] | None = None
         self._asked: tuple[int | None, str | None] = (None, None)
         self._farewell: tuple[int, str] | None = None  # how the active link ended while disconnecting
         # What waiters compare: they only ever grow.
         self._onlines = self._endings = self._disconnects = 0
         self._ending: Exception | None = None  # why the last of `_endings` came
+        self._rests = 0  # times that nothing of the session was left open
         self._waiters = 0
         self._dropping = False  # somebody was told that messages are dropped
         self._forgotten = False  # the pool made the id up, and nobody can use it any more
@@ -120,6 +121,7 @@ class SessionCore:
         before, self._state = self._state, next_state(self._state, trigger)
         if self._state in (SessionState.IDLE, SessionState.OFFLINE):
             self.dispatcher.set_lingering(False)
+            self._rests += 1
         elif before in (SessionState.IDLE, SessionState.OFFLINE):
             self.dispatcher.set_lingering(True)
         self._changed.notify_all()
@@ -169,7 +171,7 @@ class SessionCore:
 
     def _cleared(self, effects: Effects) -> None:
         self.was_online = False
-        self._token, self._target = "", None
+        self._token, self._target, self.latency = "", None, None
         effects.append(partial(self._gone, self.session_id))
 
     # -- looking ------------------------------------------------------------------------------------------

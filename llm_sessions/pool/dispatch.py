@@ -65,6 +65,8 @@ class Dispatcher:
         self._lock = make_lock("dispatcher", LEAF)
         self._not_empty = threading.Condition(self._lock)
         self._queue: collections.deque[Batch | StateEvent] = collections.deque()
+        self._batches: collections.deque[Batch] = collections.deque()  # those of the queue that hold messages
+        self._emptied = 0  # those of the queue that hold none any more
         # Messages in the queue, and while full pauses the reader, also those in the thread's hands; what is
         # in its hands cannot be dropped any more, so with drop_oldest it is not counted.
         self._waiting = 0
@@ -73,6 +75,7 @@ class Dispatcher:
         self._lingers = False  # the session is busy: an empty queue does not end the thread
         self._stopped = False
         self._thread: threading.Thread | None = None
+        self._taken = False  # a thread is in `_run`
         self.dropped = 0
 
     @property
@@ -88,7 +91,7 @@ class Dispatcher:
 
     def put_state(self, name: str, payload: object) -> bool:
         """Queue a state event; never blocks. Return whether `start` must be called, outside of locks."""
-        if not self.wanted:
+        if not any(table.named(name) for table in self._tables):
             return False
         with self._lock:
             if self._stopped:
@@ -106,12 +109,13 @@ class Dispatcher:
         Returns:
             Whether there is room for more, and whether `start` must be called.
         """
-        if not self.wanted:
+        if not batch or not self.wanted:
             return True, False
         with self._lock:
             if self._stopped:
                 return True, False
             self._queue.append(batch)
+            self._batches.append(batch)
             self._waiting += len(batch)
             room = True
             if self._waiting > self._queue_size:
@@ -133,30 +137,36 @@ class Dispatcher:
         surplus = self._waiting - self._queue_size
         self.dropped += surplus
         self._waiting = self._queue_size
-        kept: list[Batch | StateEvent] = []  # in front of what is not looked at
         while surplus > 0:
-            entry = self._queue.popleft()
-            if isinstance(entry, list):
-                gone = min(surplus, len(entry))
-                del entry[:gone]
-                surplus -= gone
-            if entry:  # an emptied batch must not stay: a listener that is stuck would let them pile up
-                kept.append(entry)
-        self._queue.extendleft(reversed(kept))
+            oldest = self._batches[0]
+            gone = min(surplus, len(oldest))
+            del oldest[:gone]
+            surplus -= gone
+            if not oldest:
+                self._batches.popleft()
+                self._emptied += 1
+        # Emptied batches would pile up between state events, which stay. Swept out by the half, so that a
+        # message costs the same however long the queue is.
+        if self._emptied > max(16, len(self._queue) // 2):
+            self._queue = collections.deque(entry for entry in self._queue if entry)
+            self._emptied = 0
 
     def start(self) -> None:
         """Start the thread after `put_…` said so."""
         try:
             self._threads.spawn(self._run, f"llm-dispatcher[{self._session_id}]")
-        except RuntimeError:
-            logger.exception(
-                "[%s] cannot start a dispatcher thread; events wait for the next", self._session_id
-            )
+        except BaseException as exc:
             with self._lock:
+                # Interrupted, it may run all the same; a second one then finds the place taken.
                 self._running = False
                 resumed, self._paused = self._paused, []
             for resume in resumed:  # the next event may be one that a paused reader has not read yet
                 resume()
+            if not isinstance(exc, RuntimeError):
+                raise
+            logger.exception(
+                "[%s] cannot start a dispatcher thread; events wait for the next", self._session_id
+            )
 
     def set_lingering(self, on: bool) -> None:
         """Say whether the thread should stay for more events once its queue is empty. Never blocks."""
@@ -175,19 +185,20 @@ class Dispatcher:
     # -- the thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        # Here, not where it is started: a callback may close the pool before `spawn` has returned.
-        self._thread = threading.current_thread()
+        with self._lock:
+            if self._taken:
+                return
+            self._taken = True
+            # Here, not where it is started: a callback may close the pool before `spawn` has returned.
+            self._thread = threading.current_thread()
         while True:
             with self._lock:
                 while not self._queue:
                     if not self._lingers:
-                        self._running = False
+                        self._running = self._taken = False
                         return
                     self._not_empty.wait()
-                # One entry at a time: what is still in the queue can be dropped to make room.
-                entry = self._queue.popleft()
-                if self._drop_oldest and isinstance(entry, list):
-                    self._waiting -= len(entry)
+                entry = self._take()
             if isinstance(entry, list):
                 size = len(entry)
                 self._deliver(entry)
@@ -195,6 +206,18 @@ class Dispatcher:
                     self._count_off(size)
             else:
                 self._announce_state(*entry)
+
+    def _take(self) -> Batch | StateEvent:
+        # One entry at a time: what is still in the queue can be dropped to make room.
+        entry = self._queue.popleft()
+        if isinstance(entry, list):
+            if entry:
+                self._batches.popleft()
+            else:
+                self._emptied -= 1
+            if self._drop_oldest:
+                self._waiting -= len(entry)
+        return entry
 
     def _announce_state(self, name: str, payload: object) -> None:
         for table in self._tables:

@@ -45,20 +45,28 @@ class ListenerTable:
         Raises:
             ConfigurationError: If it is not callable.
         """
-        if not callable(callback):
-            raise ConfigurationError("callback", f"must be callable, not {type(callback).__name__}")
+        check_callback(callback)
         with self._lock:
             self._by_name[name] = (*self._by_name.get(name, ()), Listener(callback, once))
             self.version += 1
         self._changed()
 
     def remove(self, name: str, callback: Callback | None) -> bool:
-        """Take back every registration of a callback, or of all with None; say whether there was one."""
+        """Take back every registration of a callback, or of all with None; say whether there was one.
+
+        Raises:
+            ConfigurationError: If it is neither None nor callable.
+        """
+        if callback is not None:
+            check_callback(callback)
+        before = self.named(name)
+        # Not under the lock: how callbacks compare is user code.
+        gone = [one for one in before if callback is None or one.callback == callback]
         with self._lock:
-            before = self._by_name.get(name, ())
-            kept = () if callback is None else tuple(one for one in before if one.callback != callback)
+            now = self._by_name.get(name, ())
+            kept = tuple(one for one in now if not any(one is other for other in gone))
             self._replace(name, kept)
-            removed = len(kept) != len(before)
+            removed = len(kept) != len(now)
             if removed:
                 self.version += 1
         return removed
@@ -82,3 +90,13 @@ class ListenerTable:
     def named(self, name: str) -> tuple[Listener, ...]:
         """Return the listeners of an event, in the order of their registration."""
         return self._by_name.get(name, ())
+
+
+def check_callback(callback: object) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        ConfigurationError: If it is not callable.
+    """
+    if not callable(callback):
+        raise ConfigurationError("callback", f"must be callable, not {type(callback).__name__}")

@@ -8,7 +8,6 @@ handshake to wait for: aborted, they are gone in a moment.
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable
 from functools import partial
 
 from .._sync import Deadline
@@ -75,7 +74,9 @@ class SessionMachine(SessionReports):
         self._check_usable()
         if endpoint is None:
             endpoint = self._endpoint
-            provider = provider or self._provider  # to reconnect by hand is to do the same again
+            provider = (
+                self._provider if provider is None else provider
+            )  # to reconnect by hand is to do the same again
         if endpoint is None:
             raise ConfigurationError("url", f"session {self.session_id!r} never had one; give it one")
         if self._state is SessionState.DISCONNECTING:
@@ -90,7 +91,8 @@ class SessionMachine(SessionReports):
             self._waiters += 1  # in this order: an interrupt comes only after a call
             joined.append(True)
         if at_rest:
-            self._endpoint, self._provider = endpoint, provider or self.env.provider
+            self._endpoint = endpoint
+            self._provider = self.env.provider if provider is None else provider
             self._retries = Retries(self.env.config)
             self._short_lives = 0
             self._new_attempt(effects, RunKind.FIRST)
@@ -281,7 +283,11 @@ class SessionMachine(SessionReports):
         with self._lock:
             return self._changed.wait_for(lambda: self._disconnects > ticket, timeout)
 
-    def wait_state(self, wanted: Callable[[SessionState], bool], timeout: float | None) -> bool:
-        """Wait until the state is a wanted one; say whether it is."""
+    def wait_at_rest(self, timeout: float | None) -> bool:
+        """Wait until nothing of the session is open, or was for an instant; say whether that came."""
         with self._lock:
-            return self._changed.wait_for(lambda: wanted(self._state), timeout)
+            rests = self._rests
+            return self._changed.wait_for(
+                lambda: self._state in (SessionState.IDLE, SessionState.OFFLINE) or self._rests != rests,
+                timeout,
+            )

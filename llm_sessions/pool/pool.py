@@ -22,12 +22,11 @@ from ..protocol.state import BUSY
 from ..protocol.url import parse_url
 from ..session_ids import DEFAULT_SESSION_ID, check_session_id
 from .config import PoolConfig
-from .connector import check_host
 from .environment import Environment
 from .listeners import Callback
 from .machine import SessionMachine
 from .session import DEFAULT_TIMEOUT, Session, Timeout, check_timeout
-from .sources import Endpoint, TokenProvider, TokenSource, as_endpoint, as_provider
+from .sources import Endpoint, TokenProvider, TokenSource, as_endpoint, as_provider, check_host
 
 __all__ = ["ALL_SESSIONS", "ConnectionPool"]
 
@@ -60,7 +59,8 @@ class ConnectionPool:
     """Many data channel sessions at once, keyed by session id.
 
     Nothing starts before the first `connect`. Every method is safe to call from any thread and from any
-    callback; not from signal handlers, which may run while this thread holds a lock (set an Event there).
+    callback; not from signal handlers or finalizers (`__del__`, weakref callbacks), which may run while this
+    thread holds a lock (set an Event there).
     Use it as a context manager, or call `close`.
 
     Args:
@@ -84,6 +84,8 @@ class ConnectionPool:
     ) -> None:
         if config is not None and not isinstance(config, PoolConfig):
             raise ConfigurationError("config", f"must be a PoolConfig, not {type(config).__name__}")
+        if name is not None and not isinstance(name, str):
+            raise ConfigurationError("name", f"must be a string or None, not {type(name).__name__}")
         provider = None if token is None else as_provider(token)
         self._default_id = check_session_id(default_session_id, "default_session_id")
         self.name = name if name is not None else f"pool-{next(_numbers)}"

@@ -59,10 +59,15 @@ class SessionReports(SessionCore):
     def _start_connector(self, attempt: Attempt) -> None:
         try:
             self.env.threads.spawn(Connector(self, attempt).run, f"llm-connector[{self.session_id}]")
-        except RuntimeError as exc:
-            error = ConnectError(self.session_id, f"cannot start a connector thread: {exc}")
+        except BaseException as exc:
+            # Interrupted, it may run all the same; it then finds its run cancelled.
+            error = ConnectError(
+                self.session_id, f"cannot start a connector thread: {exc or type(exc).__name__}"
+            )
             error.__cause__ = exc
             self.give_up(attempt, error)
+            if not isinstance(exc, RuntimeError):
+                raise
 
     # -- the connector's reports --------------------------------------------------------------------------
 
@@ -108,6 +113,24 @@ class SessionReports(SessionCore):
             return wait, left
 
         return self._decide(decision)
+
+    def tries_again(self, attempt: Attempt) -> None:
+        """Hear that a run goes on after a failed attempt.
+
+        A switchover whose old socket is gone (4001) is none any more: there is nothing to send on, so nobody
+        may take the session for online until the run is through. It goes on as what it has become.
+        """
+
+        def decision(effects: Effects) -> None:
+            kept = self._kept_close
+            if attempt.cancelled or attempt.kind is not RunKind.SWITCH or kept is None:
+                return
+            self._kept_close = self._active = None
+            attempt.kind = RunKind.RECONNECT
+            self._step(effects, Trigger.LOST)
+            self._emit_offline(effects, "transient", kept.code, kept.reason)
+
+        self._decide(decision)
 
     def give_up(self, attempt: Attempt, error: Exception) -> None:
         """End a run that is not going to succeed, and tell every waiter."""
@@ -157,6 +180,8 @@ class SessionReports(SessionCore):
         if attempt.kind is not RunKind.SWITCH:
             self._brought_by = None
         self._online_at = self.env.clock()
+        if not self.was_online:
+            self._retries.failures = 0  # those were the initial limit's business
         self.was_online = True
         attempt.outcome.set_result(None)
         attempt.news.set()
@@ -170,6 +195,8 @@ class SessionReports(SessionCore):
             )
             if old is not None:
                 effects.append(partial(old.retire, self.env.config.retire_timeout))
+            # One retired socket is kept; a server that announces its shutdown again and again gets no more.
+            effects.extend(partial(one.close, None, None) for one in self._links - {link, old})
             kept, self._kept_close = self._kept_close, None
             if kept is not None:
                 self._retired_ended(effects, kept)
@@ -220,7 +247,7 @@ class SessionReports(SessionCore):
         return True
 
     def _without_repeats(
-        self, brought_by: dict[str, Link], link: Link, batch: list[dict[str, Any]]
+        self, brought_by: dict[str | int, Link], link: Link, batch: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Leave out what the other socket of a switchover has brought already.
 
@@ -231,7 +258,7 @@ class SessionReports(SessionCore):
         kept = []
         for message in batch:
             identity = message.get("id")
-            if type(identity) is str and remember(identity, link) is not link:
+            if isinstance(identity, (str, int)) and remember(identity, link) is not link:
                 continue
             kept.append(message)
         while len(brought_by) > _MAX_REMEMBERED:
@@ -246,7 +273,7 @@ class SessionReports(SessionCore):
         self._emit(effects, "event:mercury_shutdown_imminent", SwitchoverStarted(self.session_id, envelope))
         self._lived()
         self._brought_by = {}
-        self._new_attempt(effects, RunKind.SWITCH)
+        self._new_attempt(effects, RunKind.SWITCH, self._retries.before_switch())
 
     def link_ended(self, link: Link, ended: Ended) -> None:
         self._report(self._link_ended, link, ended)

@@ -63,6 +63,17 @@ class Retries:
         self._lost_before = True
         return self._jitter(self._config.backoff_initial) if self._config.jitter else 0.0
 
+    def before_switch(self) -> float:
+        """Return the seconds to wait before a switchover's first attempt.
+
+        Nothing, unless the last socket did not last either: servers that are being drained one after another
+        may each announce their shutdown at once.
+        """
+        if self._lost_before:
+            return self._next()
+        self._lost_before = True
+        return 0.0
+
     def _next(self) -> float:
         step = next(self._steps)
         return max(self._jitter(step), min(_FLOOR, step)) if self._config.jitter else step

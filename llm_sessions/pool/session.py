@@ -73,12 +73,13 @@ class Session:
 
     @property
     def online(self) -> bool:
-        """Whether `send` works at this moment."""
+        """Whether `send` works at this moment; not quite while a broken connection is being given up."""
         return self._machine.state in ONLINE
 
     @property
     def url(self) -> str | None:
-        """The URL that the active socket was opened for, as its endpoint gave it; None before the first."""
+        """The URL that the active socket was opened for, as its endpoint gave it; None before the first and
+        after a disconnect."""
         return self._machine.url
 
     @property
@@ -95,7 +96,7 @@ class Session:
 
     @property
     def latency(self) -> float | None:
-        """Seconds from the newest answered ping to its pong; None before the first."""
+        """Seconds from the newest answered ping to its pong; None before the first and after a disconnect."""
         return self._machine.latency
 
     def send(self, message: Mapping[str, Any] | str) -> None:
@@ -157,6 +158,8 @@ class Session:
     def wait_closed(self, timeout: float | None = None) -> None:
         """Wait until nothing of the session is open or being opened; at once if it is idle or offline.
 
+        Returns also if it was so for an instant since the call.
+
         Args:
             timeout: Seconds; None for no limit.
 
@@ -167,8 +170,7 @@ class Session:
         seconds = check_timeout(timeout, None)
         self._machine.env.check_process()
         self._machine.refuse_own_thread("wait_closed()")
-        at_rest = (SessionState.IDLE, SessionState.OFFLINE)
-        if not self._machine.wait_state(lambda state: state in at_rest, seconds):
+        if not self._machine.wait_at_rest(seconds):
             raise WaitTimeout(self.id, f"still {self.state.value} after {seconds} s")
 
     def disconnect(self, *, code: int | None = None, reason: str | None = None) -> None:
@@ -230,7 +232,7 @@ class Session:
     def off(self, event: str, callback: Callback | None = None) -> None:
         """Take a callback back, or with None all of this event. Unknown ones are ignored.
 
-        A call that is running goes on; none begins after this returns on the dispatcher's own thread.
+        Inside a callback of this session it holds at once; from another thread, one more call may begin.
         """
         self._machine.env.check_open()
         self._machine.listeners.remove(self._own_name(event), callback)

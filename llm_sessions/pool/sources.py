@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
 from .._logging import without_secrets
 from ..errors import ConfigurationError
-from ..protocol.url import check_headers, parse_url
+from ..protocol.url import Address, check_headers, parse_url
+from .config import PoolConfig
 
 __all__ = [
     "AttemptInfo",
@@ -104,7 +106,10 @@ class TokenProvider(Protocol):
         """Return the token to use now, with or without its scheme (`Bearer`)."""
 
     def refresh(self, rejected: str) -> str:
-        """Return a token in place of `rejected`; the same one says that there is no other."""
+        """Return a token in place of `rejected`; the same one says that there is no other.
+
+        The next attempt sends what this returns; later ones ask `get` again, which should know it by then.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,13 +187,29 @@ def as_endpoint(url: Any, *, allow_insecure: bool) -> Endpoint:
     return UrlEndpoint(url)
 
 
-def check_target(target: object) -> Target:
-    """Refuse what an endpoint must not return.
+def check_host(host: str, config: PoolConfig) -> None:
+    """Refuse a host that may not get the token.
 
     Raises:
-        ConfigurationError: If it is no Target, or its headers are not usable.
+        ConfigurationError: If `allowed_hosts` is given and the host is not among them.
+    """
+    allowed = config.allowed_hosts
+    if allowed is not None and not any(fnmatchcase(host.lower(), one.lower()) for one in allowed):
+        raise ConfigurationError("url", f"the host {host} is not in allowed_hosts")
+
+
+def check_target(target: object, config: PoolConfig) -> Address:
+    """Refuse what an endpoint must not return; say where the target is.
+
+    Raises:
+        ConfigurationError: If it is no Target, its URL may not be connected to, or its headers are not
+            usable.
     """
     if not isinstance(target, Target):
         raise ConfigurationError("url", f"the endpoint must return a Target, not {type(target).__name__}")
+    if not isinstance(target.headers, Mapping):
+        raise ConfigurationError("headers", f"must be a mapping, not {type(target.headers).__name__}")
     check_headers(target.headers)
-    return target
+    address = parse_url(target.url, allow_insecure=config.allow_insecure)
+    check_host(address.host, config)
+    return address

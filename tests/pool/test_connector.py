@@ -903,3 +903,54 @@ def test_t2_a_token_provider_may_close_the_pool(make: Make) -> None:
     assert "closed" in str(error)
     eventually(lambda: not library_threads())
     assert transport.links == []
+
+
+class NoTokens(Tokens):
+    """A provider that happens to be false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_t11_a_provider_that_is_false_is_a_provider(make: Make) -> None:
+    pool, transport = make()
+    session = pool.connect(URL, token=NoTokens(current="mine"))
+    session.disconnect()
+    pool.connect()
+    assert tokens_of(transport) == ["Bearer mine", "Bearer mine"]
+
+
+def test_i41_the_next_attempt_sends_what_the_refresh_returned(make: Make, waits: list[float]) -> None:
+    pool, transport = make()
+    tokens = Tokens("new")
+    tokens.refresh = lambda rejected: "new"  # type: ignore[method-assign]  # and get() goes on with the old
+    in_turn(transport, close(4401), ready)
+    assert pool.connect(URL, token=tokens).online
+    assert tokens_of(transport) == ["Bearer t0", "Bearer new"]
+
+
+@pytest.mark.parametrize("answer", [None, "new\n", 5, ""])
+def test_a_bad_answer_of_a_source_ends_no_session_that_was_online(
+    make: Make, waits: list[float], answer: Any
+) -> None:
+    pool, transport = make()
+    answers: list[Any] = ["good", answer, "good"]
+    session = pool.connect(URL, token=lambda: answers.pop(0))
+    transport.links[0].end(1006)
+    transport.wait_links(2)
+    assert session.wait_online(LONG).online and answers == []
+    error = session.last_error
+    assert isinstance(error, ConnectError) and isinstance(error.__cause__, ConfigurationError)
+    assert "new\n" not in str(error)
+
+
+def test_a_status_that_is_no_number_is_no_bug_of_ours(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    pool, _ = make()
+
+    class Odd(Endpoint):
+        def resolve(self, attempt: Any) -> Target:
+            raise RegistrationError(attempt.session_id, "no", "503")  # type: ignore[arg-type]
+
+    with pytest.raises(RegistrationError):
+        pool.connect(Odd())
+    assert "bug" not in caplog.text

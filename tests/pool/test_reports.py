@@ -291,7 +291,8 @@ def test_i99_what_both_sockets_bring_is_delivered_once(make: Make, end: str, fir
     eventually(lambda: recorder.payloads("event") and recorder.payloads("event")[-1].id == "last")
     ids = [envelope.id for envelope in recorder.payloads("event")]
     # A repeat on one socket is the server's business, and so is what has no id to know it by.
-    assert ids == ["a", "b", "b", 5, None, "c", *(["c"] if first == 0 else []), 5, None, "last"]
+    again: list[object] = ["c", None] if first == 0 else [5, None]
+    assert ids == ["a", "b", "b", 5, None, "c", *again, "last"]
     assert session.online
 
 
@@ -469,3 +470,51 @@ def test_t4_dropping_is_warned_of_once_per_session(make: Make, caplog: pytest.Lo
     assert [record.message for record in caplog.records if "dropped" in record.message] == [
         f"[{session.id}] the listeners are too slow: oldest messages are dropped"
     ]
+
+
+def test_t15_servers_that_announce_their_shutdown_at_once_make_no_storm(
+    make: Make, waits: list[float]
+) -> None:
+    """A balancer that hands out one draining node after another."""
+    pool, transport = make(backoff_initial=1, backoff_max=32)
+    session = pool.connect(URL)
+    for count in range(1, 6):
+        announce_shutdown(transport.links[-1])
+        eventually(lambda count=count: len(transport.links) == count + 1 and session.state is S.ONLINE)
+        eventually(lambda count=count: transport.links[count - 1].retired is not None)
+    assert waits == [1, 2, 4, 8]  # the first switchover waits for nothing
+    # One retired socket is kept beside the active one; those before it were closed.
+    eventually(lambda: sum(link.ended for link in transport.links) == 4)
+    assert [link.ended for link in transport.links] == [True] * 4 + [False] * 2
+
+
+def test_i98_a_session_without_a_socket_does_not_stay_online(make: Make, waits: list[float]) -> None:
+    """4001 on the old one, and a candidate that fails and fails: a reconnect, and it is said to be one."""
+    _, transport, session, recorder = switching(make)
+    transport.links[0].end(4001)
+    assert session.online and recorder.names == [IMMINENT]
+    transport.on_open = refuse
+    transport.links[1].end(1006)
+    recorder.wait(TRANSIENT)
+    assert session.state is S.RECONNECTING and not session.online
+    transport.on_open = FakeLink.become_ready
+    recorder.wait("online")
+    assert [name for name in recorder.names if name != "connection_failed"] == [
+        IMMINENT,
+        "offline",
+        TRANSIENT,
+        "online",
+    ]
+
+
+def test_i33_failures_before_the_first_online_are_not_charged_to_max_retries(
+    make: Make, waits: list[float]
+) -> None:
+    pool, transport = make(max_retries=1)
+    steps = [refuse, refuse, refuse, FakeLink.become_ready, refuse, FakeLink.become_ready]
+    transport.on_open = lambda link: steps.pop(0)(link)
+    session = pool.connect(URL)
+    recorder = Recorder().listen(session)
+    transport.links[-1].end(1006)
+    recorder.wait("online")
+    assert session.state is S.ONLINE and steps == []

@@ -277,3 +277,14 @@ def test_connecting_again_without_a_url_uses_the_same_token(make: Make) -> None:
         "Bearer its-own",
         "Bearer token",
     ]
+
+
+def test_a_wait_for_the_end_is_not_lost_to_a_quick_reconnect(make: Make) -> None:
+    pool, _ = make()
+    session = pool.connect(URL, session_id="a")
+    for _ in range(100):
+        waiter = Background(lambda: session.wait_closed(LONG))
+        eventually(lambda: session._machine._changed._waiters)  # type: ignore[attr-defined]
+        session.disconnect()
+        pool.connect(session_id="a")  # perhaps before the waiter has woken
+        waiter.result()

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from llm_sessions import ConfigurationError, Endpoint, StaticToken, Target, TokenProvider
+from llm_sessions import ConfigurationError, Endpoint, PoolConfig, StaticToken, Target, TokenProvider
 from llm_sessions.pool.sources import UrlEndpoint, as_endpoint, as_provider, bearer, check_target
+from llm_sessions.protocol.url import Address
 
 
 class Provider:
@@ -111,10 +112,17 @@ def test_an_endpoint_must_say_where_to_and_may_ignore_rejections() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["wss://h", None, Target("wss://h", headers={"Host": "x"}), Target("w", headers={"a": 5})]
-)  # type: ignore[dict-item]
+    "target",
+    [
+        "wss://h",
+        None,
+        Target("wss://h", headers={"Host": "x"}),
+        Target("wss://h", headers={"a": 5}),  # type: ignore[dict-item]
+        Target("wss://h", headers=None),  # type: ignore[arg-type]
+    ],
+)
 def test_what_an_endpoint_must_not_return(target: Any) -> None:
     with pytest.raises(ConfigurationError):
-        check_target(target)
+        check_target(target, PoolConfig())
     good = Target("wss://h", headers={"X-A": "b"})
-    assert check_target(good) is good
+    assert check_target(good, PoolConfig()) == Address("h", 443, True)
