@@ -8,14 +8,13 @@ run's `news` (ready, ended or cancelled), and between attempts (ends by `cancel`
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .. import errors
 from .._logging import without_secrets
-from ..connection.transport import AttemptFailed, OpenRequest
+from ..connection.transport import AttemptFailed, Link, LinkOwner, OpenRequest
 from ..errors import (
     BadRequest,
     ConfigurationError,
@@ -30,32 +29,44 @@ from ..protocol.mercury import EndCause, Ended, Timing
 from ..protocol.url import connection_url
 from .attempt import Attempt
 from .retry import parse_retry_after
+from .served import serve
 from .sources import bearer, check_target
 
 if TYPE_CHECKING:
     from .config import PoolConfig
-    from .core import SessionCore
-    from .reports import SessionReports
+    from .environment import Environment
 
-__all__ = ["Connector", "serve", "served_by_this_thread"]
+__all__ = ["Connector", "Owner"]
 
 logger = logging.getLogger("llm_sessions.pool")
 
 T = TypeVar("T")
 
-_served = threading.local()
 
+class Owner(LinkOwner, Protocol):
+    """The session, as its connector sees it. All but `session_id` and `env` may be called at any time."""
 
-def served_by_this_thread() -> SessionCore | None:
-    """Return the session that waits for the calling thread to go on, or None."""
-    machine: SessionCore | None = getattr(_served, "machine", None)
-    return machine
+    session_id: str
+    env: Environment
 
+    @property
+    def was_online(self) -> bool:
+        """Whether the session has been online since it was connected."""
 
-def serve(machine: SessionCore | None) -> SessionCore | None:
-    """Say that the calling thread is its session's connector, or reports to it; return what it was before."""
-    before, _served.machine = served_by_this_thread(), machine
-    return before
+    def adopt(self, attempt: Attempt, link: Link) -> bool:
+        """Take the link that the run is about to open; False if nobody wants it any more."""
+
+    def disown(self, attempt: Attempt, link: Link) -> None:
+        """Forget a link that could not be opened."""
+
+    def attempt_failed(self, attempt: Attempt, error: Exception) -> tuple[float, bool]:
+        """Count a failed attempt; return the seconds to wait, and whether another one is allowed."""
+
+    def tries_again(self, attempt: Attempt) -> None:
+        """Hear that the run goes on."""
+
+    def give_up(self, attempt: Attempt, error: Exception) -> None:
+        """Settle the run with an error, unless it is settled or cancelled."""
 
 
 class _Failed(Exception):
@@ -74,7 +85,7 @@ class Connector:
         attempt: The run.
     """
 
-    def __init__(self, machine: SessionReports, attempt: Attempt) -> None:
+    def __init__(self, machine: Owner, attempt: Attempt) -> None:
         self._machine = machine
         self._attempt = attempt
         self._config: PoolConfig = machine.env.config

@@ -25,10 +25,10 @@ from ..protocol.events import Disconnected, Offline
 from ..protocol.mercury import Ended
 from ..protocol.state import SessionState, Trigger, next_state
 from .attempt import Attempt
-from .connector import serve
 from .dispatch import Dispatcher
 from .listeners import ListenerTable
 from .retry import Retries
+from .served import serve
 from .sources import Endpoint, Target, TokenProvider
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from ..errors import (
 )
 from ..protocol.state import BUSY, ONLINE, SessionState, Trigger
 from .attempt import Attempt, RunKind
-from .connector import served_by_this_thread
 from .core import Effects
 from .reports import SessionReports
 from .retry import Retries
+from .served import served_by_this_thread
 from .sources import Endpoint, TokenProvider
 
 __all__ = ["SessionMachine"]
