@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import urllib.parse
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from llm_sessions.testing.rest import Answer, RestRejection, RestRequest, RestSe
 from llm_sessions.testing.server_state import ServerState
 
 
-class RestVerbs:
+class RestVerbs(abc.ABC):
     """What `LocalServer` answers over REST, on the port of its WebSockets, and what a test can do about it.
 
     Paths are given as globs: `*` stands for anything, slashes included, and `None` for every path.
@@ -143,5 +144,6 @@ class RestVerbs:
         """
         return self._rest.forget_devices()
 
+    @abc.abstractmethod
     def _wake_all(self) -> None:
-        raise NotImplementedError
+        """Make every connection's thread look at the gates."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,9 +81,9 @@ def test_dropped_frames_are_not_written() -> None:
     assert outbox.written < ticket, "nobody may take it for sent"
 
 
+@pytest.mark.timeout(60)
 def test_time_is_linear_in_the_number_of_frames_and_in_their_size() -> None:
     """100,000 queued frames, and one of 64 MiB that leaves in small pieces: quadratic would take minutes."""
-    started = time.process_time()
     outbox = Outbox()
     for _ in range(100_000):
         outbox.put(b"x" * 40, True)
@@ -95,4 +94,4 @@ def test_time_is_linear_in_the_number_of_frames_and_in_their_size() -> None:
     sock.room = itertools.repeat(4096)
     sock.data.clear()
     assert write(outbox, sock)
-    assert time.process_time() - started < 10
+    assert not outbox
