@@ -87,7 +87,7 @@ class Envelope:
 
 
 def sequence_number(value: object) -> int | None:
-    """Return a `sequenceNumber` as an int, None for what is not a whole number (PROTOCOL: sequence)."""
+    """Return a `sequenceNumber` as an int, None for what is not a whole number (protocol.md 1.3)."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

@@ -96,7 +96,7 @@ class Ended:
     """How a conversation ended.
 
     Attributes:
-        code: What is reported: the peer's close code, the forced one (PROTOCOL: closing), or 1006.
+        code: What is reported: the peer's close code, the forced one (protocol.md 1.5), or 1006.
         reason: Likewise; possibly empty.
         cause: Who or what ended it.
         error: The exception behind it, or None.

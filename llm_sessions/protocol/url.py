@@ -89,7 +89,7 @@ def is_loopback(host: str) -> bool:
 
 
 def connection_url(url: str, *, now_ms: int) -> str:
-    """Return `url` with the query that every connect carries (PROTOCOL: the socket's URL).
+    """Return `url` with the query that every connect carries (protocol.md 1.1).
 
     Other keys stay as they are, to the letter. A URL that has `mercuryRegistrationStatus` gets no
     `bufferStates`: its server announces readiness the other way.
