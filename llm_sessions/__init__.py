@@ -32,9 +32,11 @@ from .errors import (
     WaitTimeout,
 )
 from .pool.config import PoolConfig
+from .pool.messages import Messages
 from .pool.pool import ALL_SESSIONS, ConnectionPool
 from .pool.session import Session
 from .pool.sources import Endpoint, StaticToken, Target, TokenProvider
+from .pool.stats import PoolStats, SessionStats
 from .protocol.envelope import Envelope
 from .protocol.events import (
     ConnectionFailed,
@@ -74,6 +76,7 @@ __all__ = [
     "LLM_PRACTICE_SESSION",
     "Latency",
     "LocalProtocolError",
+    "Messages",
     "NotAuthorized",
     "NotOnline",
     "Offline",
@@ -81,6 +84,7 @@ __all__ = [
     "OwnershipError",
     "PoolClosed",
     "PoolConfig",
+    "PoolStats",
     "ProtocolError",
     "RegistrationError",
     "RemoteProtocolError",
@@ -89,6 +93,7 @@ __all__ = [
     "Session",
     "SessionError",
     "SessionState",
+    "SessionStats",
     "StaticToken",
     "SwitchoverComplete",
     "SwitchoverFailed",

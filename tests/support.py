@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llm_sessions import ConnectionPool, PoolConfig
-from llm_sessions.connection.transport import AttemptFailed, Link, LinkBroken, LinkOwner, OpenRequest
+from llm_sessions.connection.transport import (
+    AttemptFailed,
+    Link,
+    LinkBroken,
+    LinkOwner,
+    OpenRequest,
+    Traffic,
+)
 from llm_sessions.protocol.closing import Failure
 from llm_sessions.protocol.mercury import EndCause, Ended
 
@@ -161,6 +168,7 @@ class FakeLink:
         self.aborted = threading.Event()
         self.retired: float | None = None
         self.resumed = 0
+        self.traffic = Traffic()
         self.ended = False
 
     def open(self) -> None:

@@ -24,7 +24,7 @@ from ..protocol.frames import FrameDecoder, FrameEncoder
 from ..protocol.mercury import EndCause, Ended, Event, MercuryProtocol, Opened
 from .stream import READ_SIZE, AddressInfo, Stream
 from .stream_errors import StreamAborted, StreamBroken, StreamError, StreamTimeout
-from .transport import AttemptFailed, LinkBroken, LinkOwner, OpenRequest
+from .transport import AttemptFailed, LinkBroken, LinkOwner, OpenRequest, Traffic
 from .upgrade import upgrade
 
 __all__ = ["Connection"]
@@ -36,6 +36,10 @@ _MAX_OWN_UNSENT: Final = 256 * 1024
 
 _MAX_OVERDUE_BYTES: Final = 8 * 1024 * 1024
 """More than a kernel buffers: once a deadline has passed and this much was read, no answer was in time."""
+
+
+_ASK_AGAIN: Final = 1.0
+"""Seconds after which a paused reader asks the owner again whether there is room."""
 
 
 def resolve(host: str, port: int) -> list[AddressInfo]:
@@ -79,10 +83,14 @@ class Connection:
         self._encoder = FrameEncoder(os.urandom)
         # The reader's own.
         self._decoder = FrameDecoder(max_message_bytes=request.max_message_bytes)
-        self._full = False  # the owner takes nothing more until `resume`
+        self._full_since: float | None = None  # when the owner was asked last, while it takes nothing more
         self._stuck_since: float | None = None  # when our own acks began to pile up
         self._overdue = 0  # bytes read since a deadline passed
         self._resumed = threading.Event()  # set by `resume`, taken back by the reader
+        self._bytes_in = 0
+        # Counted under the lock.
+        self._messages_out = 0
+        self._before_frames = 0  # bytes that the opening handshake wrote
 
     # -- opening ----------------------------------------------------------------------------------------
 
@@ -114,6 +122,7 @@ class Connection:
         )
         with self._lock:
             self._protocol = protocol
+            self._before_frames = self._stream.written
         try:
             self._threads.spawn(lambda: self._read(protocol, glued), f"llm-reader[{self._name}]")
         except RuntimeError as exc:
@@ -178,9 +187,9 @@ class Connection:
         more = False  # the last read was full: there may be more without asking
         while protocol.ended is None:
             now = self._clock()
-            if self._full and self._resumed.is_set():
-                self._resume(protocol, now)
-            reading = protocol.closing or not (self._full or self._stuck(now))
+            if self._full_since is not None:
+                self._ask_again(protocol, now)
+            reading = protocol.closing or not (self._full_since is not None or self._stuck(now))
             left = self._time_left(protocol, now)
             # An answer that came in time may still lie unread, behind others or because this process was
             # stopped for a while. So a deadline counts only when a read after it found nothing.
@@ -209,6 +218,9 @@ class Connection:
         if self._stuck_since is not None and not protocol.closing:
             stuck = self._stuck_since + self._request.send_timeout
             deadline = stuck if deadline is None else min(deadline, stuck)
+        if self._full_since is not None and not protocol.closing:
+            again = self._full_since + _ASK_AGAIN
+            deadline = again if deadline is None else min(deadline, again)
         return None if deadline is None else deadline - now
 
     def _stuck(self, now: float) -> bool:
@@ -220,6 +232,7 @@ class Connection:
         return True
 
     def _take(self, protocol: MercuryProtocol, data: bytes) -> None:
+        self._bytes_in += len(data)
         items = self._decoder.feed(data)
         if not items:
             return
@@ -237,12 +250,19 @@ class Connection:
 
     def _deliver(self, protocol: MercuryProtocol, events: list[Event]) -> None:
         if events and not self._owner.link_received(self, events):
-            self._full = True
+            now = self._full_since = self._clock()
             with self._lock:
-                protocol.pause(self._clock())
+                protocol.pause(now)
 
-    def _resume(self, protocol: MercuryProtocol, now: float) -> None:
-        self._full = False
+    def _ask_again(self, protocol: MercuryProtocol, now: float) -> None:
+        assert self._full_since is not None
+        if not self._resumed.is_set():
+            if now - self._full_since < _ASK_AGAIN:
+                return
+            self._full_since = now
+            if not self._owner.link_received(self, []):
+                return
+        self._full_since = None
         self._resumed.clear()
         with self._lock:
             protocol.resume(now)
@@ -263,6 +283,14 @@ class Connection:
     def time_offset(self) -> float | None:
         return self._protocol.time_offset if self._protocol is not None else None
 
+    @property
+    def traffic(self) -> Traffic:
+        protocol = self._protocol
+        if protocol is None:
+            return Traffic()
+        written = self._stream.written - self._before_frames
+        return Traffic(self._messages_out, self._bytes_in, written, protocol.acks)
+
     def send(self, payload: bytes, timeout: float | None) -> None:
         with self._lock:
             if not self.ready:
@@ -276,6 +304,8 @@ class Connection:
             ) from exc
         except StreamError as exc:
             raise LinkBroken("the connection ended before the message was written", started=True) from exc
+        with self._lock:
+            self._messages_out += 1
 
     def close(self, code: int | None, reason: str | None) -> None:
         protocol = self._protocol

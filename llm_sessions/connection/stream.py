@@ -290,6 +290,11 @@ class Stream:
         """Bytes that the reader posted and that have not left."""
         return self._outbox.own_unsent
 
+    @property
+    def written(self) -> int:
+        """Bytes that have left, before TLS."""
+        return self._outbox.written
+
     def post(self, data: bytes, *, own: bool = False, last: bool = False) -> bool:
         """Queue whole frames and write what can be written now. Never blocks.
 

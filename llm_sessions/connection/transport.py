@@ -15,7 +15,7 @@ from ..protocol.closing import Failure
 from ..protocol.mercury import Ended, Event, Timing
 from ..protocol.url import Address
 
-__all__ = ["AttemptFailed", "Link", "LinkBroken", "LinkOwner", "OpenRequest", "Transport"]
+__all__ = ["AttemptFailed", "Link", "LinkBroken", "LinkOwner", "OpenRequest", "Traffic", "Transport"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,31 @@ class LinkBroken(Exception):
         self.started = started
 
 
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What a link has carried, from its first frame on.
+
+    Attributes:
+        messages_out: Messages that `send` has written.
+        bytes_in: Bytes of frames read.
+        bytes_out: Bytes of frames written.
+        acks: Messages acknowledged.
+    """
+
+    messages_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    acks: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.messages_out + other.messages_out,
+            self.bytes_in + other.bytes_in,
+            self.bytes_out + other.bytes_out,
+            self.acks + other.acks,
+        )
+
+
 class LinkOwner(Protocol):
     """What a link reports to, always from its reader thread, in the order in which things happened."""
 
@@ -92,7 +117,10 @@ class LinkOwner(Protocol):
         """The server authorized the link; it can send."""
 
     def link_received(self, link: Link, events: Sequence[Event]) -> bool:
-        """Take what one read brought; return False to have reading paused until `Link.resume`."""
+        """Take what one read brought; return False to have reading paused until `Link.resume`.
+
+        While it is paused it is asked again from time to time, with no events.
+        """
 
     def link_ended(self, link: Link, ended: Ended) -> None:
         """The link is over and its descriptor released. The last report, exactly once after `open`."""
@@ -108,6 +136,10 @@ class Link(Protocol):
     @property
     def time_offset(self) -> float | None:
         """Our wall clock minus the server's, in milliseconds; None if unknown."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What it has carried so far. Takes no lock."""
 
     def open(self) -> None:
         """Connect, upgrade, and start reading; call once. Blocks for at most the open timeout plus DNS.

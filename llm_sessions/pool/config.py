@@ -75,9 +75,9 @@ class PoolConfig:
         if self.backoff_max < self.backoff_initial:
             raise ConfigurationError("backoff_max", "must not be less than backoff_initial")
         for name in ("max_retries", "initial_max_retries"):
-            _check_count(name, getattr(self, name), least=0, none=True)
+            check_count(name, getattr(self, name), least=0, none=True)
         for name in ("max_message_bytes", "queue_size"):
-            _check_count(name, getattr(self, name), least=1)
+            check_count(name, getattr(self, name), least=1)
         for name in ("jitter", "allow_insecure"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(name, "must be True or False")
@@ -121,7 +121,12 @@ def _is_host_names(hosts: object) -> bool:
     )
 
 
-def _check_count(name: str, value: object, *, least: int, none: bool = False) -> None:
+def check_count(name: str, value: object, *, least: int, none: bool = False) -> None:
+    """Refuse what is no count.
+
+    Raises:
+        ConfigurationError: If it is not a whole number of at least `least` (or None, if `none`).
+    """
     if none and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -13,23 +13,26 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._logging import SessionLogger
 from .._sync import SESSION, make_lock
-from ..connection.transport import Link
+from ..connection.transport import Link, Traffic
+from ..errors import ConnectCancelled, PoolClosed
 from ..protocol.closing import DEFAULT_CODE, DEFAULT_REASON
 from ..protocol.events import Disconnected, Offline
 from ..protocol.mercury import Ended
 from ..protocol.state import SessionState, Trigger, next_state
 from .attempt import Attempt
-from .dispatch import Dispatcher
+from .delivery import Delivery
 from .listeners import ListenerTable
 from .retry import Retries
 from .served import serve
 from .sources import Endpoint, Target, TokenProvider
+from .stats import SessionStats, Tally
 
 if TYPE_CHECKING:
     from .environment import Environment
@@ -57,16 +60,10 @@ class SessionCore:
         self._gone = gone
         self._log = SessionLogger(logging.getLogger("llm_sessions.pool"), {"session_id": session_id})
         self.listeners = ListenerTable()
-        self.dispatcher = Dispatcher(
-            session_id,
-            self.listeners,
-            env.all_listeners,
-            threads=env.threads,
-            queue_size=env.config.queue_size,
-            drop_oldest=env.config.when_full == "drop_oldest",
-        )
         # Guards everything below. Rank 20: no I/O, callback, log call or thread start happens under it.
         self._lock = make_lock("session", SESSION)
+        self._delivery = Delivery(session_id, self._lock, self.listeners, env)
+        self.dispatcher = self._delivery.dispatcher
         self._changed = threading.Condition(self._lock)
         self._state = SessionState.IDLE
         self._attempt: Attempt | None = None  # the live run
@@ -87,10 +84,13 @@ class SessionCore:
         self._farewell: tuple[int, str] | None = None  # how the active link ended while disconnecting
         # What waiters compare: they only ever grow.
         self._onlines = self._endings = self._disconnects = 0
-        self._ending: Exception | None = None  # why the last of `_endings` came
+        self._ending: Exception = ConnectCancelled(session_id, "it has ended")  # why the last of them came
         self._rests = 0  # times that nothing of the session was left open
         self._waiters = 0
-        self._dropping = False  # somebody was told that messages are dropped
+        self._told = set[str]()  # what the log was told once and need not hear again
+        self._count = Tally()
+        self._past = Traffic()  # of links that are none of the session's any more
+        self._since = time.time()  # the state, by the wall clock
         self._forgotten = False  # the pool made the id up, and nobody can use it any more
         self._observers: tuple[Callable[[], None], ...] = ()
         self.was_online = False
@@ -119,14 +119,23 @@ class SessionCore:
 
     def _step(self, effects: Effects, trigger: Trigger) -> None:
         before, self._state = self._state, next_state(self._state, trigger)
+        self._since = time.time()
         if self._state in (SessionState.IDLE, SessionState.OFFLINE):
             self.dispatcher.set_lingering(False)
             self._rests += 1
+            ours = self._state is SessionState.IDLE
+            self._delivery.rest(self._ended_by_us() if ours else self._ending, ours)
         elif before in (SessionState.IDLE, SessionState.OFFLINE):
             self.dispatcher.set_lingering(True)
+            self._delivery.revive()
         self._changed.notify_all()
         effects.append(partial(self._log.info, "%s -> %s", before.value, self._state.value))
         effects.extend(self._observers)
+
+    def _ended_by_us(self) -> Exception:
+        if self.env.closed:
+            return PoolClosed()
+        return ConnectCancelled(self.session_id, "the session was disconnected")
 
     def _emit(self, effects: Effects, name: str, payload: object) -> None:
         if self.dispatcher.put_state(name, payload):
@@ -142,21 +151,37 @@ class SessionCore:
         self._endings += 1
         self._ending = error
 
-    def _cancel_attempt(self, effects: Effects, error: Exception) -> None:
+    def _run_over(self) -> Attempt | None:
+        """There is no live run any more: it is through, or cancelled. Return what it was."""
         attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            self._count.attempts += attempt.number
+        return attempt
+
+    def _cancel_attempt(self, effects: Effects, error: Exception) -> None:
+        attempt = self._run_over()
         if attempt is None:
             return
         attempt.cancel()
         attempt.outcome.set_exception(error)
+        if not attempt.over:
+            self.env.abandon(attempt)
         if attempt.link is not None:
-            self._links.discard(attempt.link)
+            self._let_go(attempt.link)
             effects.append(attempt.link.abort)
             attempt.link = None
 
     def _drop_links(self, effects: Effects) -> None:
         """Let go of replaced sockets that the server has not closed yet: OFFLINE has none."""
-        effects.extend(link.abort for link in self._links)
-        self._links.clear()
+        for link in list(self._links):
+            self._let_go(link)
+            effects.append(link.abort)
+
+    def _let_go(self, link: Link) -> None:
+        """Take a link out; what it reports from now on changes nothing."""
+        if link in self._links:
+            self._links.discard(link)
+            self._past += link.traffic
 
     def _closed(self, effects: Effects) -> None:
         """The last socket is gone. Applied by whoever removed it."""
@@ -189,6 +214,34 @@ class SessionCore:
     def url(self) -> str | None:
         target = self._target
         return target.url if target is not None else None
+
+    def stats(self) -> SessionStats:
+        """Return the session's numbers, all of one moment but for what other threads count meanwhile."""
+        with self._lock:
+            tally, delivery = self._count, self._delivery
+            traffic = sum((link.traffic for link in self._links), self._past)
+            attempt = self._attempt
+            return SessionStats(
+                session_id=self.session_id,
+                state=self._state,
+                since=self._since,
+                latency=self.latency,
+                queue_depth=delivery.waiting,
+                paused=delivery.held,
+                abandoned_attempts=self.env.abandoned(self.session_id),
+                attempts=tally.attempts + (attempt.number if attempt is not None else 0),
+                reconnects=tally.reconnects,
+                switchovers=tally.switchovers,
+                messages_in=tally.messages_in,
+                messages_out=traffic.messages_out,
+                bytes_in=traffic.bytes_in,
+                bytes_out=traffic.bytes_out,
+                acks=traffic.acks,
+                dropped=delivery.dropped,
+                unusable=tally.unusable,
+                repeated=tally.repeated,
+                sequence_gaps=tally.sequence_gaps,
+            )
 
     def observe(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Have `notify` called after every change of state, on whatever thread made it, without a lock.

@@ -43,7 +43,8 @@ class Dispatcher:
         shared: The listeners of all sessions.
         threads: Where the thread is counted.
         queue_size: Messages that may wait.
-        drop_oldest: What happens beyond that: drop, or pause the reader.
+        drop_oldest: What happens beyond that: drop, or be `full`.
+        has_room: Called on the thread, without a lock, when the queue is not full any more.
     """
 
     def __init__(
@@ -55,22 +56,24 @@ class Dispatcher:
         threads: ThreadGroup,
         queue_size: int,
         drop_oldest: bool,
+        has_room: Callable[[], None],
     ) -> None:
         self._session_id = session_id
         self._tables = (own, shared)
         self._threads = threads
         self._queue_size = queue_size
         self._drop_oldest = drop_oldest
+        self._has_room = has_room
         # Guards all below. Rank 40: nothing is called under it.
         self._lock = make_lock("dispatcher", LEAF)
         self._not_empty = threading.Condition(self._lock)
         self._queue: collections.deque[Batch | StateEvent] = collections.deque()
         self._batches: collections.deque[Batch] = collections.deque()  # those of the queue that hold messages
         self._emptied = 0  # those of the queue that hold none any more
-        # Messages in the queue, and while full pauses the reader, also those in the thread's hands; what is
-        # in its hands cannot be dropped any more, so with drop_oldest it is not counted.
+        # Messages in the queue and, if a full one holds up readers, those in the thread's hands. What is in
+        # its hands cannot be dropped any more, so with drop_oldest it is not counted.
         self._waiting = 0
-        self._paused: list[Callable[[], None]] = []  # what resumes the readers that wait for room
+        self._full = False  # there were too many, and half of them are not delivered yet
         self._running = False
         self._lingers = False  # the session is busy: an empty queue does not end the thread
         self._stopped = False
@@ -80,8 +83,18 @@ class Dispatcher:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody listens."""
-        return bool(self._tables[0]) or bool(self._tables[1])
+        """Whether anybody listens to messages."""
+        return self._tables[0].want_messages or self._tables[1].want_messages
+
+    @property
+    def full(self) -> bool:
+        """Whether no more should be put until `has_room` is called."""
+        return self._full
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return self._waiting
 
     @property
     def thread(self) -> threading.Thread | None:
@@ -99,32 +112,26 @@ class Dispatcher:
             self._queue.append((name, payload))
             return self._announce()
 
-    def put_batch(self, batch: Batch, resume: Callable[[], None]) -> tuple[bool, bool]:
-        """Queue messages; never blocks.
+    def put_batch(self, batch: Batch) -> bool:
+        """Queue messages; never blocks. Return whether `start` must be called, outside of locks.
 
         Args:
             batch: In the order of arrival; becomes the dispatcher's.
-            resume: Called once there is room again, if there is none now.
-
-        Returns:
-            Whether there is room for more, and whether `start` must be called.
         """
         if not batch or not self.wanted:
-            return True, False
+            return False
         with self._lock:
             if self._stopped:
-                return True, False
+                return False
             self._queue.append(batch)
             self._batches.append(batch)
             self._waiting += len(batch)
-            room = True
             if self._waiting > self._queue_size:
                 if self._drop_oldest:
                     self._make_room()
                 else:
-                    self._paused.append(resume)
-                    room = False
-            return room, self._announce()
+                    self._full = True
+            return self._announce()
 
     def _announce(self) -> bool:
         self._not_empty.notify()
@@ -158,10 +165,8 @@ class Dispatcher:
         except BaseException as exc:
             with self._lock:
                 # Interrupted, it may run all the same; a second one then finds the place taken.
-                self._running = False
-                resumed, self._paused = self._paused, []
-            for resume in resumed:  # the next event may be one that a paused reader has not read yet
-                resume()
+                self._running = self._full = False
+            self._has_room()  # the next event may be one that a held reader has not read yet
             if not isinstance(exc, RuntimeError):
                 raise
             logger.exception(
@@ -226,13 +231,12 @@ class Dispatcher:
                     self._call(name, table, listener, payload)
 
     def _count_off(self, delivered: int) -> None:
-        resumed: list[Callable[[], None]] = []
         with self._lock:
             self._waiting -= delivered
-            if self._paused and self._waiting <= self._queue_size // 2:
-                resumed, self._paused = self._paused, []
-        for resume in resumed:
-            resume()
+            if not self._full or self._waiting > self._queue_size // 2:
+                return
+            self._full = False
+        self._has_room()
 
     def _deliver(self, batch: Batch) -> None:
         own, shared = self._tables

@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from .. import _fork
 from .._sync import LEAF, ThreadGroup, make_lock
@@ -15,6 +16,9 @@ from ..errors import PoolClosed
 from .config import PoolConfig
 from .listeners import ListenerTable
 from .sources import TokenProvider
+
+if TYPE_CHECKING:
+    from .attempt import Attempt
 
 __all__ = ["Environment"]
 
@@ -45,7 +49,9 @@ class Environment:
         self.all_listeners = ListenerTable()
         self.closed = False  # set once, by the pool's close, before it ends any session
         self._born_in = _fork.generation()
-        self._lock = make_lock("environment", LEAF)  # guards the context
+        self._lock = make_lock("environment", LEAF)  # guards what follows
+        # Cancelled runs whose connector still runs, with the session's id.
+        self._abandoned: dict[int, str] = {}
         self._ssl_context = config.ssl_context
 
     @property
@@ -71,6 +77,23 @@ class Environment:
         self.check_process()
         if self.closed:
             raise PoolClosed
+
+    def abandon(self, attempt: Attempt) -> None:
+        """Count a cancelled run until its connector has ended."""
+        with self._lock:
+            self._abandoned[id(attempt)] = attempt.session_id
+
+    def connector_ended(self, attempt: Attempt) -> None:
+        """Count it no more."""
+        with self._lock:
+            self._abandoned.pop(id(attempt), None)
+
+    def abandoned(self, session_id: str | None = None) -> int:
+        """Return how many cancelled runs still wait for something, of one session or of all."""
+        with self._lock:
+            if session_id is None:
+                return len(self._abandoned)
+            return sum(one == session_id for one in self._abandoned.values())
 
     def ssl_context(self) -> ssl.SSLContext:
         """Return the configured context, or one that trusts what the system trusts; made once."""

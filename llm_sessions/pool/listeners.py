@@ -7,6 +7,7 @@ from typing import Any
 
 from .._sync import LEAF, make_lock
 from ..errors import ConfigurationError
+from ..protocol.events import STATE_EVENTS
 
 __all__ = ["Callback", "Listener", "ListenerTable"]
 
@@ -29,12 +30,12 @@ class ListenerTable:
     keeps what it looked up checks the version before each delivery.
     """
 
-    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
         # Guards the changes. Rank 40.
         self._lock = make_lock("listeners", LEAF)
         self._by_name: dict[str, tuple[Listener, ...]] = {}
-        self._changed = changed
         self.version = 0
+        self.want_messages = False  # some listen to messages, not only to state events
 
     def __bool__(self) -> bool:
         return bool(self._by_name)
@@ -47,9 +48,8 @@ class ListenerTable:
         """
         check_callback(callback)
         with self._lock:
-            self._by_name[name] = (*self._by_name.get(name, ()), Listener(callback, once))
+            self._replace(name, (*self._by_name.get(name, ()), Listener(callback, once)))
             self.version += 1
-        self._changed()
 
     def remove(self, name: str, callback: Callback | None) -> bool:
         """Take back every registration of a callback, or of all with None; say whether there was one.
@@ -86,6 +86,7 @@ class ListenerTable:
             self._by_name[name] = kept
         else:
             self._by_name.pop(name, None)
+        self.want_messages = any(one not in STATE_EVENTS for one in self._by_name)
 
     def named(self, name: str) -> tuple[Listener, ...]:
         """Return the listeners of an event, in the order of their registration."""

@@ -8,7 +8,9 @@ handshake to wait for: aborted, they are gone in a moment.
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 from functools import partial
+from typing import Any
 
 from .._sync import Deadline
 from ..errors import (
@@ -22,9 +24,11 @@ from ..errors import (
     WaitTimeout,
     fresh_copy,
 )
+from ..protocol.envelope import Envelope
 from ..protocol.state import BUSY, ONLINE, SessionState, Trigger
 from .attempt import Attempt, RunKind
 from .core import Effects
+from .inbox import Inbox
 from .reports import SessionReports
 from .retry import Retries
 from .served import served_by_this_thread
@@ -200,7 +204,6 @@ class SessionMachine(SessionReports):
                 error = self._ending
                 last = self._attempt.last_error if self._attempt is not None else self.last_error
             if arrived:
-                assert error is not None
                 raise fresh_copy(error) from error.__cause__
             said = f": {last}" if last is not None else ""
             gave_up = WaitTimeout(self.session_id, f"not online within {timeout} s{said}")
@@ -219,6 +222,52 @@ class SessionMachine(SessionReports):
             raise LocalProtocolError(
                 f"{call} on session {self.session_id!r} would wait for itself: this thread is its connector "
                 "or its reader (in its endpoint, its token provider, or a log handler)"
+            )
+
+    # -- fetching messages --------------------------------------------------------------------------------
+
+    def receive(self, timeout: float | None) -> Envelope:
+        """Return the next message that `receive` has not returned yet; see `Session.receive`."""
+        self.env.check_process()
+        self.refuse_pulling("receive()")
+        deadline = Deadline(timeout, self.env.clock)
+        with self._lock:
+            self._check_usable()
+            inbox = self._delivery.kept()
+        raw = self._delivery.take(inbox, deadline)
+        if raw is not None:
+            return Envelope(self.session_id, raw)
+        error = inbox.error
+        if error is not None:
+            raise fresh_copy(error) from error.__cause__
+        raise WaitTimeout(self.session_id, f"no message within {timeout} s")
+
+    def subscribe(self, limit: int | None) -> Inbox:
+        """Return an inbox that gets every message from now on, at most `limit` at a time."""
+        self.refuse_pulling("messages()")
+        with self._lock:
+            self._check_usable()
+            return self._delivery.subscribe(self.env.config.queue_size if limit is None else limit)
+
+    def take(self, inbox: Inbox, deadline: Deadline) -> dict[str, Any] | None:
+        """Wait for a message of an inbox; None if none came in time or none is going to come."""
+        return self._delivery.take(inbox, deadline)
+
+    def close_inbox(self, inbox: Inbox) -> None:
+        """Take a subscription back."""
+        self._delivery.close(inbox)
+
+    def refuse_pulling(self, call: str) -> None:
+        """Refuse to wait for a message on a thread that has to deliver it.
+
+        Raises:
+            LocalProtocolError
+        """
+        self.refuse_own_thread(call)
+        if threading.current_thread() is self.dispatcher.thread:
+            raise LocalProtocolError(
+                f"{call} on session {self.session_id!r} would hold up its listeners: this thread is its "
+                "dispatcher (in a callback)"
             )
 
     # -- disconnecting ------------------------------------------------------------------------------------
@@ -242,6 +291,8 @@ class SessionMachine(SessionReports):
         if closing:  # also those who wait for somebody to connect
             self._end_with(PoolClosed())
             self._changed.notify_all()
+            if self._state is SessionState.IDLE:
+                self._delivery.rest(PoolClosed(), ours=True)
         if self._state is SessionState.DISCONNECTING:
             return self._disconnects  # joins the one under way; the first code wins
         if self._state is SessionState.OFFLINE:
@@ -261,7 +312,7 @@ class SessionMachine(SessionReports):
             if link.ready:
                 effects.append(partial(link.close, code, reason))
             else:
-                self._links.discard(link)
+                self._let_go(link)
                 effects.append(link.abort)
         if not self._links:
             self._closed(effects)
@@ -274,6 +325,7 @@ class SessionMachine(SessionReports):
             if self._forgotten:
                 self._end_with(ConnectCancelled(self.session_id, "it was disconnected"))
                 self._changed.notify_all()
+                self._delivery.rest(self._ended_by_us(), ours=True)
             return self._forgotten
 
     def wait_disconnected(self, ticket: int | None, timeout: float | None = None) -> bool:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import enum
 import itertools
 import logging
 import threading
-import time
 import uuid
-import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
@@ -21,12 +18,14 @@ from ..protocol.events import parse_event_name
 from ..protocol.state import BUSY
 from ..protocol.url import parse_url
 from ..session_ids import DEFAULT_SESSION_ID, check_session_id
+from . import goodbye
 from .config import PoolConfig
 from .environment import Environment
 from .listeners import Callback
 from .machine import SessionMachine
 from .session import DEFAULT_TIMEOUT, Session, Timeout, check_timeout
 from .sources import Endpoint, TokenProvider, TokenSource, as_endpoint, as_provider, check_host
+from .stats import Counts, PoolStats, added, pool_stats
 
 __all__ = ["ALL_SESSIONS", "ConnectionPool"]
 
@@ -52,7 +51,6 @@ _DEFAULT: Final = _Marker.DEFAULT
 SessionId = str | _Marker
 
 _numbers = itertools.count(1)
-_pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 
 
 class ConnectionPool:
@@ -94,8 +92,9 @@ class ConnectionPool:
         self._lock = make_lock("pool", POOL)
         self._sessions: dict[str, tuple[Session, SessionMachine]] = {}
         self._made_up: set[str] = set()
+        self._past = Counts()  # of sessions that were forgotten
         self._env = Environment(config or PoolConfig(), provider)
-        _pools.add(self)
+        goodbye.at_exit(self)
 
     # -- connecting ---------------------------------------------------------------------------------------
 
@@ -259,6 +258,20 @@ class ConnectionPool:
             machine.dispatcher.stop()
         self._join(machines, deadline)
 
+    def part(self) -> list[tuple[SessionMachine, int | None]]:
+        """Start to close, at exit. Internal.
+
+        Returns:
+            The sessions that were busy, and the tickets of their disconnects.
+        """
+        if self._env.forked or self._env.closed:
+            return []
+        self._env.closed = True
+        busy = [machine for machine in self._machines() if machine.state in BUSY]
+        for machine in busy:
+            machine.dispatcher.stop()
+        return [(machine, machine.begin_disconnect(None, None, closing=True)) for machine in busy]
+
     def _join(self, machines: list[SessionMachine], deadline: Deadline) -> None:
         # Our own threads must not join dispatchers: two callbacks that close would wait for each other.
         ours = threading.current_thread() in self._env.threads.alive()
@@ -315,7 +328,8 @@ class ConnectionPool:
         with self._lock:
             if session_id in self._made_up and self._sessions[session_id][1].forget():
                 self._made_up.discard(session_id)
-                del self._sessions[session_id]
+                _, machine = self._sessions.pop(session_id)
+                self._past = added([self._past, machine.stats()])
 
     def session(self, session_id: SessionId = _DEFAULT) -> Session:
         """Return a session, idle if it was never connected, so that listeners can precede the connect."""
@@ -336,6 +350,18 @@ class ConnectionPool:
     def any_online(self) -> bool:
         """Whether any session is online at this moment. (`is_online()` speaks of the default one.)"""
         return any(session.online for session in self.sessions().values())
+
+    def stats(self) -> PoolStats:
+        """Return what the pool and each of its sessions have done so far, and how they stand.
+
+        Also of a pool that is closed.
+        """
+        self._env.check_process()
+        with self._lock:
+            machines = [machine for _, machine in self._sessions.values()]
+            forgotten = self._past
+        threads, abandoned = len(self._env.threads.alive()), self._env.abandoned()
+        return pool_stats(self.name, [one.stats() for one in machines], forgotten, threads, abandoned)
 
     # -- events -------------------------------------------------------------------------------------------
 
@@ -419,25 +445,3 @@ class ConnectionPool:
             return f"<ConnectionPool {self.name!r} of another process>"
         what = ", ".join(f"{one.session_id}: {one.state.value}" for one in self._machines())
         return f"<ConnectionPool {self.name!r}{' closed' if self._env.closed else ''} [{what}]>"
-
-
-def _say_goodbye(limit: float = 1.0) -> None:
-    """At exit: queue the close frames of all pools first, then wait for all of them together.
-
-    Starts no thread (Python 3.12 refuses to at this point); the readers, being daemons, still run.
-    """
-    leaving = []
-    for pool in list(_pools):
-        if pool._env.forked or pool._env.closed:
-            continue
-        pool._env.closed = True
-        for machine in pool._machines():
-            if machine.state in BUSY:
-                machine.dispatcher.stop()
-                leaving.append((machine, machine.begin_disconnect(None, None, closing=True)))
-    deadline = time.monotonic() + limit
-    for machine, ticket in leaving:
-        machine.wait_disconnected(ticket, max(0.0, deadline - time.monotonic()))
-
-
-atexit.register(_say_goodbye)

@@ -57,8 +57,14 @@ class SessionReports(SessionCore):
         return attempt
 
     def _start_connector(self, attempt: Attempt) -> None:
+        def run() -> None:
+            try:
+                Connector(self, attempt).run()
+            finally:
+                self._connector_ended(attempt)
+
         try:
-            self.env.threads.spawn(Connector(self, attempt).run, f"llm-connector[{self.session_id}]")
+            self.env.threads.spawn(run, f"llm-connector[{self.session_id}]")
         except BaseException as exc:
             # Interrupted, it may run all the same; it then finds its run cancelled.
             error = ConnectError(
@@ -68,6 +74,12 @@ class SessionReports(SessionCore):
             self.give_up(attempt, error)
             if not isinstance(exc, RuntimeError):
                 raise
+            self._connector_ended(attempt)
+
+    def _connector_ended(self, attempt: Attempt) -> None:
+        with self._lock:
+            attempt.over = True
+            self.env.connector_ended(attempt)
 
     # -- the connector's reports --------------------------------------------------------------------------
 
@@ -89,7 +101,7 @@ class SessionReports(SessionCore):
         """Forget a link that could not be opened."""
 
         def decision(effects: Effects) -> None:
-            self._links.discard(link)
+            self._let_go(link)
             if attempt.link is link:
                 attempt.link = None
 
@@ -138,7 +150,7 @@ class SessionReports(SessionCore):
         def decision(effects: Effects) -> None:
             if attempt.cancelled or attempt is not self._attempt:
                 return
-            self._attempt = None
+            self._run_over()
             attempt.cancel()
             attempt.outcome.set_exception(error)
             self.last_error = error
@@ -174,7 +186,8 @@ class SessionReports(SessionCore):
             effects.append(link.abort)  # it became ready after the cancel: never published
             return
         old, self._active = self._active, link
-        self._attempt = attempt.link = None
+        self._run_over()
+        attempt.link = None
         assert attempt.target is not None
         self._token, self._target = attempt.token, attempt.target
         if attempt.kind is not RunKind.SWITCH:
@@ -186,6 +199,7 @@ class SessionReports(SessionCore):
         attempt.outcome.set_result(None)
         attempt.news.set()
         if attempt.kind is RunKind.SWITCH:
+            self._count.switchovers += 1
             self._step(effects, Trigger.SWITCHED)
             url = without_secrets(self._target.url)
             self._emit(
@@ -202,6 +216,7 @@ class SessionReports(SessionCore):
                 self._retired_ended(effects, kept)
         else:
             self._onlines += 1
+            self._count.reconnects += attempt.kind is RunKind.RECONNECT
             self._step(effects, Trigger.OPENED)
             self._emit(effects, "online", Online(self.session_id))
 
@@ -221,30 +236,37 @@ class SessionReports(SessionCore):
             batch = event if isinstance(event, list) else [event]
             if self._brought_by is not None:
                 batch = self._without_repeats(self._brought_by, link, batch)
-            room, start = self.dispatcher.put_batch(batch, link.resume)
+            self._count.messages_in += len(batch)
+            room, start = self._delivery.put(link, batch)
             if start:
                 effects.append(self.dispatcher.start)
-            if self.dispatcher.dropped and not self._dropping:
-                self._dropping = True
-                effects.append(
-                    partial(self._log.warning, "the listeners are too slow: oldest messages are dropped")
-                )
+            if not room:
+                self._tell_once(effects, "a queue is full: its session is not read until it is taken from")
+            if self._delivery.dropped:
+                self._tell_once(effects, "a queue is full: its oldest messages are dropped")
             return room
         if isinstance(event, LatencyMeasured):
             self.latency = event.seconds
             self._emit(effects, "ping-pong-latency", Latency(self.session_id, event.seconds))
             effects.append(partial(self._log.debug, "latency %.1f ms", event.seconds * 1000))
         elif isinstance(event, SequenceGap):
+            self._count.sequence_gaps += 1
             gap = SequenceMismatch(self.session_id, event.actual, event.expected)
             self._emit(effects, "sequence-mismatch", gap)
             effects.append(
                 partial(self._log.warning, "message %d came, %d was due", event.actual, event.expected)
             )
         elif isinstance(event, Dropped):
+            self._count.unusable += 1
             effects.append(partial(self._log.warning, "dropped a message: %s", event.problem))
         elif isinstance(event, ShutdownAnnounced):
             self._shutdown(effects, link, event)
         return True
+
+    def _tell_once(self, effects: Effects, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            effects.append(partial(self._log.warning, what))
 
     def _without_repeats(
         self, brought_by: dict[str | int, Link], link: Link, batch: list[dict[str, Any]]
@@ -259,6 +281,7 @@ class SessionReports(SessionCore):
         for message in batch:
             identity = message.get("id")
             if isinstance(identity, (str, int)) and remember(identity, link) is not link:
+                self._count.repeated += 1
                 continue
             kept.append(message)
         while len(brought_by) > _MAX_REMEMBERED:
@@ -279,9 +302,10 @@ class SessionReports(SessionCore):
         self._report(self._link_ended, link, ended)
 
     def _link_ended(self, effects: Effects, link: Link, ended: Ended) -> None:
+        self._delivery.forget(link)
         if link not in self._links:
             return
-        self._links.discard(link)
+        self._let_go(link)
         effects.append(
             partial(
                 self._log.debug, "a socket ended: %d %s (%s)", ended.code, ended.reason, ended.cause.value

@@ -12,11 +12,14 @@ from ..errors import ConfigurationError, ConnectionLost, NotOnline, WaitTimeout
 from ..protocol.closing import check_close
 from ..protocol.events import parse_event_name
 from ..protocol.state import ONLINE, SessionState
-from .config import check_seconds
+from .config import check_count, check_seconds
+from .messages import Messages
 
 if TYPE_CHECKING:
+    from ..protocol.envelope import Envelope
     from .listeners import Callback
     from .machine import SessionMachine
+    from .stats import SessionStats
 
 __all__ = ["DEFAULT_TIMEOUT", "Session", "Timeout", "check_timeout"]
 
@@ -136,6 +139,60 @@ class Session:
             if exc.started:
                 raise ConnectionLost(self.id, 1006, str(exc)) from exc.__cause__
             raise NotOnline(self.id, str(exc)) from exc.__cause__
+
+    def receive(self, timeout: float | None = None) -> Envelope:
+        """Return the next message; wait for it if there is none.
+
+        From the first call on, messages that come between calls are kept for the next one: up to the pool's
+        `queue_size`. Beyond that `when_full` applies, but `block` stops reading only while nobody else, a
+        listener or an iterator of `messages`, takes the session's messages; otherwise the oldest kept ones
+        are dropped. An explicit disconnect forgets what is left, once the session is connected again.
+
+        Calls from several threads share the messages among them. Listeners and `messages` get them as well.
+
+        Args:
+            timeout: Seconds; None for no limit.
+
+        Raises:
+            WaitTimeout: If the time ran out.
+            ConnectCancelled: If the session was disconnected by us, and nothing is left to return. A session
+                that was never connected is waited for.
+            SessionError: The session's error, if it has ended for good and nothing is left to return.
+            LocalProtocolError: If called on the session's own dispatcher, connector or reader thread.
+            PoolClosed
+        """
+        seconds = check_timeout(timeout, None)
+        self._machine.env.check_open()
+        return self._machine.receive(seconds)
+
+    def messages(self, timeout: float | None = None, maxsize: int | None = None) -> Messages:
+        """Return an iterator over the messages that come from now on; also a context manager that ends it.
+
+        It ends quietly when no message came for `timeout` seconds, and when the session is disconnected by
+        us. What came before is handed out first. On a session that is idle it waits for the connect.
+
+        Args:
+            timeout: Seconds to wait for each message; None for no limit.
+            maxsize: Messages that may wait in it before `when_full` applies; None for the pool's
+                `queue_size`.
+
+        Raises:
+            ConfigurationError: If an argument cannot be used.
+            LocalProtocolError: If called on the session's own dispatcher, connector or reader thread.
+            PoolClosed
+
+        The iterator raises the session's error if it ends for good.
+        """
+        seconds = check_timeout(timeout, None)
+        if maxsize is not None:
+            check_count("maxsize", maxsize, least=1)
+        self._machine.env.check_open()
+        return Messages(self._machine, self._machine.subscribe(maxsize), seconds)
+
+    def stats(self) -> SessionStats:
+        """Return what the session has done since it was made, and how it stands."""
+        self._machine.env.check_process()
+        return self._machine.stats()
 
     def wait_online(self, timeout: Timeout = DEFAULT_TIMEOUT) -> Session:
         """Wait until the session is online; return it.

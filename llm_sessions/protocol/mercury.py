@@ -165,7 +165,7 @@ class MercuryProtocol:
         self.ready = False
         self.ended: Ended | None = None
         self.time_offset: float | None = None  # ms; our wall clock minus the server's
-        self.dropped = 0
+        self.acks = 0
 
     @property
     def closing(self) -> bool:
@@ -251,7 +251,6 @@ class MercuryProtocol:
         return frames
 
     def _drop(self, problem: str, events: list[Event]) -> None:
-        self.dropped += 1
         events.append(Dropped(problem))
 
     def _track(self, value: object, events: list[Event]) -> None:
@@ -265,6 +264,7 @@ class MercuryProtocol:
     def _acknowledge(self, identity: object) -> None:
         if (type(identity) is str and identity) or type(identity) is int:
             self._texts.append(f'{{"messageId":{_json.dump_text(identity)},"type":"ack"}}'.encode())
+            self.acks += 1
 
     def _receive_control(self, item: Item, events: list[Event]) -> None:
         if self.ended is not None:

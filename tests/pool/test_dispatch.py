@@ -23,12 +23,20 @@ class Desk:
     def __init__(self, queue_size: int = 100, drop_oldest: bool = False) -> None:
         self.own, self.shared, self.threads = ListenerTable(), ListenerTable(), ThreadGroup()
         self.resumed = threading.Semaphore(0)
+        self.on_room: Callable[[], object] = self.resumed.release
         self.dispatcher = Dispatcher(
-            "s", self.own, self.shared, threads=self.threads, queue_size=queue_size, drop_oldest=drop_oldest
+            "s",
+            self.own,
+            self.shared,
+            threads=self.threads,
+            queue_size=queue_size,
+            drop_oldest=drop_oldest,
+            has_room=lambda: self.on_room(),
         )
 
     def put(self, *messages: dict[str, Any]) -> bool:
-        room, start = self.dispatcher.put_batch(list(messages), self.resumed.release)
+        start = self.dispatcher.put_batch(list(messages))
+        room = not self.dispatcher.full
         if start:
             self.dispatcher.start()
         return room
@@ -115,11 +123,16 @@ def test_a_server_may_invent_event_types_without_end(desk: Callable[..., Desk]) 
 
 def test_nothing_is_queued_that_nobody_wants(desk: Callable[..., Desk]) -> None:
     one = desk()
-    assert one.dispatcher.put_batch([message(1)], lambda: None) == (True, False)
+    assert one.put(message(1)) is True
     assert one.dispatcher.put_state("online", None) is False
     assert not one.dispatcher._queue and not one.dispatcher.wanted
-    one.shared.add("online", print)
+    one.shared.add("online", print)  # state events are not messages
+    one.own.add("event:mercury_shutdown_imminent", print)
+    assert not one.dispatcher.wanted and one.put(message(2)) and not one.dispatcher._queue
+    one.shared.add("event:a", print)
     assert one.dispatcher.wanted
+    one.shared.remove("event:a", None)
+    assert not one.dispatcher.wanted
 
 
 # -- listeners that change and raise -------------------------------------------------------------------------
@@ -220,27 +233,24 @@ def test_t4_block_pauses_beyond_queue_size_and_resumes_at_half(desk: Callable[..
     one.put(message(1))
     gate.wait_arrived()
     assert one.put(message(2)) is True  # two wait, one of them in the callback's hands
-    room, start = one.dispatcher.put_batch(
-        [message(3)], lambda: left_at_resume.append(one.dispatcher._waiting)
-    )
-    assert (room, start) == (False, False)
+    one.on_room = lambda: left_at_resume.append(one.dispatcher.waiting)
+    assert one.put(message(3)) is False
     assert not left_at_resume
     gate.open()
     one.drain()
     assert ids(got) == [1, 2, 3]
     assert left_at_resume == [1]
-    assert not one.dispatcher._paused and one.dispatcher._waiting == 0
+    assert not one.dispatcher.full and one.dispatcher.waiting == 0
 
 
-def test_t4_two_readers_that_wait_are_both_resumed(desk: Callable[..., Desk]) -> None:
+def test_t4_room_is_announced_once_however_much_was_put_into_a_full_queue(desk: Callable[..., Desk]) -> None:
     one, gate = desk(queue_size=1), Gate()
     one.block(gate)
     one.put(message(1))
     gate.wait_arrived()
     assert not one.put(message(2)) and not one.put(message(3))
     gate.open()
-    for _ in range(2):
-        assert one.resumed.acquire(timeout=LONG)
+    assert one.resumed.acquire(timeout=LONG)
     one.drain()
     assert not one.resumed.acquire(blocking=False)
 
@@ -293,7 +303,7 @@ def test_t4_drop_oldest_keeps_the_newest_and_counts_the_rest(desk: Callable[...,
     gate.open()
     one.drain()
     assert ids(got) == [1, 7, 8, 9]
-    assert one.dispatcher._waiting == 0 and not one.resumed.acquire(blocking=False)
+    assert one.dispatcher.waiting == 0 and not one.resumed.acquire(blocking=False)
 
 
 def test_t4_drop_oldest_while_a_full_batch_is_being_delivered(desk: Callable[..., Desk]) -> None:
@@ -384,7 +394,7 @@ def test_stop_takes_nothing_more_but_delivers_what_is_queued(desk: Callable[...,
     gate.wait_arrived()
     one.put(message(2))
     one.dispatcher.stop()
-    assert one.dispatcher.put_batch([message(3)], lambda: None) == (True, False)
+    assert one.dispatcher.put_batch([message(3)]) is False
     assert one.dispatcher.put_state("online", None) is False
     gate.open()
     one.drain()
@@ -418,17 +428,26 @@ def test_no_wake_up_is_lost_while_the_thread_comes_and_goes(desk: Callable[..., 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
+        changed = threading.Condition()
+
+        def on_room() -> None:
+            with changed:
+                changed.notify_all()
+
+        one.on_room = on_room
 
         def feed() -> None:
             for number in range(300):
                 if not one.put(message(number)):
-                    assert one.resumed.acquire(timeout=LONG), "a paused reader was not resumed"
+                    with changed:
+                        room = changed.wait_for(lambda: not one.dispatcher.full, LONG)
+                    assert room, "a held reader was not resumed"
 
         assert run_together(4, feed) == [None] * 4
     finally:
         sys.setswitchinterval(interval)
     one.drain()
-    assert len(got) == 1200 and one.dispatcher._waiting == 0 and not one.dispatcher._paused
+    assert len(got) == 1200 and one.dispatcher.waiting == 0 and not one.dispatcher.full
 
 
 def test_put_never_blocks_on_a_callback(desk: Callable[..., Desk]) -> None:
@@ -440,7 +459,7 @@ def test_put_never_blocks_on_a_callback(desk: Callable[..., Desk]) -> None:
     Background(lambda: one.state("online")).result()
     assert one.own.remove("event", None)
     gate.open()
-    eventually(lambda: one.dispatcher._waiting == 0)
+    eventually(lambda: one.dispatcher.waiting == 0)
 
 
 def test_t4_dropping_looks_only_at_what_it_drops_however_many_state_events_wait(

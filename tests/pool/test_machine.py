@@ -909,7 +909,7 @@ def test_i28_1000_cycles_leave_nothing_behind(make: Make) -> None:
     eventually(lambda: not library_threads())
     assert len(recorder.names) == 600
     assert machine._links == set() and machine._waiters == 0 and machine._observers == ()
-    assert not machine.dispatcher._queue and not machine.dispatcher._paused
+    assert not machine.dispatcher._queue and not machine._delivery.held
     assert len(pool.sessions()) == 1 and not pool._env.threads.alive()
     del recorder
     more = len(runs_and_sockets()) - before
@@ -1051,7 +1051,7 @@ def test_stress_random_order(
         machine = machine_of(session)
         assert session.state is S.IDLE
         assert machine._links == set() and machine._attempt is None and machine._active is None
-        assert machine._waiters == 0 and machine.dispatcher._waiting == 0 and not machine.dispatcher._paused
+        assert machine._waiters == 0 and machine._delivery.waiting == 0 and not machine._delivery.held
         told = [one for one in recorders[name].names if one not in ("event", "connection_failed")]
         check_order(told)
 

@@ -26,6 +26,7 @@ from llm_sessions import (
     _fork,
 )
 from llm_sessions._sync import ThreadGroup
+from llm_sessions.pool import goodbye
 from llm_sessions.protocol.events import STATE_EVENTS
 from llm_sessions.protocol.mercury import EndCause, LatencyMeasured, SequenceGap, ShutdownAnnounced
 from tests.support import (
@@ -540,7 +541,7 @@ def test_t7_a_forked_child_is_refused_before_any_lock(
             Background(lambda: call(pool)).result()
         assert "another process" in Background(lambda: repr(pool)).result()
         Background(pool.close).result()
-        Background(pool_module._say_goodbye).result()
+        Background(goodbye.say_goodbye).result()
     assert session.online and transport.links[0].closes == []
 
 
@@ -685,38 +686,6 @@ def test_no_session_is_made_while_the_pool_closes(make: Make, monkeypatch: pytes
     pool.close()
     gate.open()
     assert isinstance(call.error(), PoolClosed) and pool._machines() == []
-
-
-def test_t6_at_exit_all_close_frames_go_out_before_any_wait(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool, transport = make()
-    for name in "abc":
-        pool.connect(URL, name)
-    pool.session("idle")
-    transport.on_close = nothing
-    monkeypatch.setattr(pool_module, "_pools", [pool])
-    leaving = Background(lambda: pool_module._say_goodbye(LONG))
-    eventually(lambda: sum(len(link.closes) for link in transport.links) == 3)
-    assert not leaving.done
-    for link in transport.links:
-        link.end(1000)
-    leaving.result()
-    pool_module._say_goodbye(LONG)  # what is closed is left alone
-    assert [link.closes for link in transport.links] == [[(None, None)]] * 3
-    with pytest.raises(PoolClosed):
-        pool.connect(URL)
-
-
-def test_t6_at_exit_a_mute_server_is_not_waited_for_beyond_the_limit(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool, transport = make()
-    pool.connect(URL)
-    transport.on_close = nothing
-    monkeypatch.setattr(pool_module, "_pools", [pool])
-    Background(lambda: pool_module._say_goodbye(SHORT)).result()
-    assert transport.links[0].closes == [(None, None)]
 
 
 def test_an_endpoint_of_ones_own(make: Make) -> None:

@@ -470,7 +470,7 @@ def test_t4_dropping_is_warned_of_once_per_session(make: Make, caplog: pytest.Lo
         assert link.owner.link_received(link, [{"id": 2 + number}])
     gate.open()
     assert [record.message for record in caplog.records if "dropped" in record.message] == [
-        f"[{session.id}] the listeners are too slow: oldest messages are dropped"
+        f"[{session.id}] a queue is full: its oldest messages are dropped"
     ]
 
 

@@ -1,0 +1,75 @@
+"""A session's messages as an iterator: pull instead of callbacks."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from .._sync import Deadline
+from ..errors import fresh_copy
+from ..protocol.envelope import Envelope
+
+if TYPE_CHECKING:
+    from .inbox import Inbox
+    from .machine import SessionMachine
+
+__all__ = ["Messages"]
+
+
+class Messages:
+    """The messages of a session from one moment on, from `Session.messages`.
+
+    An iterator of `Envelope`, and a context manager that ends it. Every iterator gets every message; several
+    threads that share one share its messages among them. What is not fetched waits, up to `maxsize`; one that
+    is neither used nor closed any more is done away with within a second.
+    """
+
+    def __init__(self, machine: SessionMachine, inbox: Inbox, timeout: float | None) -> None:
+        self._machine = machine
+        self._inbox = inbox
+        self._timeout = timeout
+
+    @property
+    def dropped(self) -> int:
+        """How many messages were dropped because too many waited; 0 unless `when_full` is `drop_oldest`."""
+        return self._inbox.dropped
+
+    def __iter__(self) -> Messages:
+        return self
+
+    def __next__(self) -> Envelope:
+        """Wait for the next message, at most for the iterator's timeout.
+
+        Raises:
+            StopIteration: If none came in time, the session was disconnected by us, or `close` was called.
+            SessionError: The session's error, if it has ended for good.
+            LocalProtocolError: If called on the session's own dispatcher, connector or reader thread.
+        """
+        machine, inbox = self._machine, self._inbox
+        machine.env.check_process()
+        machine.refuse_pulling("messages()")
+        raw = machine.take(inbox, Deadline(self._timeout, machine.env.clock))
+        if raw is not None:
+            return Envelope(machine.session_id, raw)
+        error = inbox.error if not inbox.ours else None
+        self.close()
+        if error is not None:
+            raise fresh_copy(error) from error.__cause__
+        raise StopIteration
+
+    def close(self) -> None:
+        """End it: waiting messages are forgotten, and whoever waits for one is told that there is none."""
+        if not self._machine.env.forked:
+            self._machine.close_inbox(self._inbox)
+
+    def __enter__(self) -> Messages:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "ended" if self._inbox.over else "open"
+        return f"<Messages of {self._machine.session_id!r} {state}, {len(self._inbox)} waiting>"

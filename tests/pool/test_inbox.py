@@ -1,0 +1,63 @@
+"""What waits for callers: order, the limit, the end."""
+
+from __future__ import annotations
+
+from llm_sessions import ConnectCancelled
+from llm_sessions.pool.inbox import Inbox
+
+
+def batch(*numbers: int) -> list[dict[str, int]]:
+    return [{"id": number} for number in numbers]
+
+
+def taken(inbox: Inbox) -> list[int]:
+    found = []
+    while (message := inbox.take()) is not None:
+        found.append(message["id"])
+    return found
+
+
+def test_messages_keep_their_order_and_the_batch_stays_the_callers() -> None:
+    inbox, first = Inbox(10), batch(1, 2)
+    inbox.put(first)
+    inbox.put(batch(3))
+    assert len(inbox) == 3 and taken(inbox) == [1, 2, 3]
+    assert first == batch(1, 2) and inbox.take() is None
+
+
+def test_t4_it_is_full_beyond_its_limit_and_until_half_is_taken() -> None:
+    inbox = Inbox(4)
+    inbox.put(batch(1, 2, 3, 4))
+    assert not inbox.full
+    inbox.put(batch(5))
+    assert inbox.full
+    for left in (4, 3):
+        inbox.take()
+        assert inbox.full and len(inbox) == left
+    inbox.take()
+    assert not inbox.full and taken(inbox) == [4, 5]
+
+
+def test_t4_making_room_drops_the_oldest_beyond_the_limit_and_counts_them() -> None:
+    inbox = Inbox(2)
+    inbox.put(batch(1, 2, 3, 4, 5))
+    assert inbox.make_room() == 3 and not inbox.full and inbox.dropped == 3
+    assert inbox.make_room() == 0
+    assert taken(inbox) == [4, 5]
+
+
+def test_what_is_over_takes_nothing_more_and_holds_up_nobody() -> None:
+    inbox, error = Inbox(1), ConnectCancelled("s", "over")
+    inbox.put(batch(1, 2))
+    inbox.end(error, ours=True)
+    inbox.end(ConnectCancelled("s", "later"), ours=False)
+    inbox.put(batch(3))
+    assert (inbox.over, inbox.ours, inbox.error, inbox.full) == (True, True, error, False)
+    assert taken(inbox) == [1, 2]
+
+
+def test_what_is_discarded_is_empty() -> None:
+    inbox = Inbox(1)
+    inbox.put(batch(1, 2))
+    inbox.discard()
+    assert inbox.over and not inbox.full and len(inbox) == 0 and inbox.error is None
