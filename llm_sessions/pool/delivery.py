@@ -173,8 +173,9 @@ class Delivery:
     def kept(self) -> Inbox:
         """Return the inbox for `receive`, made at the first call. The lock is held."""
         kept, ending = self._kept, self._ending
-        # One that ended is kept for those who wait on it: they hear of the end that they have seen.
-        if kept is None or (kept.over and not len(kept) and ending is not None and kept.error is not ending[0]):
+        # Whoever waits on one that ended hears of the end that woke him; later callers, of the newest.
+        stale = kept is not None and kept.over and not len(kept) and ending != (kept.error, kept.ours)
+        if kept is None or stale:
             kept = self._kept = Inbox(self._limit)
             if ending is not None:
                 kept.end(*ending)

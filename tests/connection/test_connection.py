@@ -19,7 +19,7 @@ from llm_sessions._sync import Deadline, ThreadGroup
 from llm_sessions.connection import connection as connection_module
 from llm_sessions.connection.connection import Connection, resolve
 from llm_sessions.connection.stream_errors import StreamBroken
-from llm_sessions.connection.transport import AttemptFailed, LinkBroken
+from llm_sessions.connection.transport import AttemptFailed, LinkBroken, Traffic
 from llm_sessions.protocol.closing import Failure
 from llm_sessions.protocol.mercury import EndCause, Ended, LatencyMeasured, Timing
 from llm_sessions.protocol.url import connection_url
@@ -40,7 +40,7 @@ from tests.peers import (
     reset,
     upgraded,
 )
-from tests.support import LONG, Background, Gate, descriptors, eventually, library_threads
+from tests.support import LONG, SHORT, Background, Gate, descriptors, eventually, library_threads
 
 MakeLink = Callable[..., Connection]
 
@@ -892,6 +892,57 @@ def test_an_owner_that_resumes_at_once_is_not_missed(
     for n in range(20):
         server.publish(id=f"m{n}")
         owner.wait_message(f"m{n}")
+
+
+def test_a_full_owner_is_asked_again_while_nothing_else_happens(
+    server: LocalServer, online: MakeLink, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody calls `resume` when a queue is full of what nobody will ever fetch."""
+    monkeypatch.setattr(connection_module, "_ASK_AGAIN", 0.02)
+    asked = threading.Semaphore(0)
+    owner.on_received = lambda events: asked.release() if not events else None
+    online(server, timing=NO_PINGS)
+    wait_pong(owner)
+    owner.takes = False
+    server.publish(id="m0")
+    owner.wait_message("m0")
+    for _ in range(3):
+        assert asked.acquire(timeout=LONG)
+    server.publish(id="m1")
+    for _ in range(2):
+        assert asked.acquire(timeout=LONG)
+    assert "m1" not in owner.ids
+    owner.takes = True
+    owner.wait_message("m1")
+    while asked.acquire(timeout=SHORT):
+        pass
+    assert not asked.acquire(timeout=5 * SHORT), "it is asked although it is not full"
+
+
+def test_traffic_is_frames_without_the_handshake(
+    server: LocalServer, online: MakeLink, make: MakeLink, owner: Owner
+) -> None:
+    assert make(server.port).traffic == Traffic()
+    link = online(server, timing=NO_PINGS)
+    [connection] = server.wait_live()
+    server.wait_for(lambda: len(connection.acks) == 2)  # the buffer state, and the pong of the first ping
+    outbox = link._stream._outbox
+    eventually(lambda: outbox.written == outbox.posted)  # a peer may read it before it is counted
+    before = link.traffic
+    assert before.messages_out == 0 and before.acks == 2 and before.bytes_out < 1000
+    for n in range(10):
+        server.send_text(f'{{"id":"m{n}"}}')
+        owner.wait_message(f"m{n}")
+    message = {"type": "hello", "text": "x" * 50}
+    payload = json.dumps(message).encode()
+    link.send(payload, LONG)
+    server.wait_for(lambda: "m9" in connection.acks and message in connection.received)
+    eventually(lambda: outbox.written == outbox.posted)
+    after = link.traffic
+    assert after.messages_out == 1 and after.acks == before.acks + 10
+    assert after.bytes_in - before.bytes_in == 10 * (2 + len(b'{"id":"m0"}'))
+    acks = 10 * (2 + 4 + len(b'{"messageId":"m0","type":"ack"}'))
+    assert after.bytes_out - before.bytes_out == acks + 2 + 4 + len(payload)
 
 
 def test_an_owner_full_before_ready_pauses_too(

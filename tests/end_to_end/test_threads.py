@@ -416,7 +416,7 @@ def test_t4_disconnect_and_close_wake_a_paused_reader(
     for n in range(50):
         server.publish({"n": n})
     gate.wait_arrived()
-    eventually(lambda: pool._get(session.id)[1].dispatcher._paused)
+    eventually(lambda: session.stats().paused)
     call = Background(pool.disconnect if how == "disconnect" else lambda: pool.close(timeout=SHORT))
     server.wait_for(lambda: connection.close_code == 1000)
     call.result()
