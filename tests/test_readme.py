@@ -6,11 +6,13 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm_sessions.protocol.state import SessionState
 from llm_sessions.testing.server import LocalServer
+from llm_sessions.testing.server_connection import ServerConnection
 from tests.support import Background
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -54,12 +56,22 @@ def test_several_sessions(main_server: LocalServer) -> None:
     assert [(one.close_code, one.close_reason) for one in main] == [(1000, "Done")]
 
 
+def test_fetching(main_server: LocalServer) -> None:
+    def answer(connection: ServerConnection, message: dict[str, Any]) -> None:
+        for text in ("hello", "goodbye") if message.get("type") == "publishRequest" else ():
+            connection.send_json({"id": text, "data": {"eventType": "relay.event", "text": text}})
+
+    main_server.on_message(answer)
+    printed = run(BLOCKS[2]).splitlines()
+    assert printed[-3:] == ["relay.event hello", "relay.event goodbye", "3 messages came"]
+
+
 def test_testing_your_own_code() -> None:
-    assert run(BLOCKS[2]) == ""
+    assert run(BLOCKS[3]) == ""
 
 
 def test_there_is_no_code_that_no_test_runs() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_the_states_are_the_real_ones() -> None:

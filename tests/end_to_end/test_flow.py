@@ -23,6 +23,7 @@ from llm_sessions import (
 from llm_sessions.connection import connection as connection_module
 from llm_sessions.pool.delivery import Delivery
 from llm_sessions.testing.server import LocalServer
+from llm_sessions.testing.server_connection import ServerConnection
 from tests.support import LONG, SHORT, Background, Gate, Recorder, eventually, run_together
 
 MakePool = Callable[..., ConnectionPool]
@@ -112,9 +113,11 @@ def test_d3_disconnect_and_close_end_every_fetch(server: LocalServer, pool: Conn
 
 def test_requests_and_answers_without_a_callback(server: LocalServer, pool: ConnectionPool) -> None:
     """Subscribe, send, look for the answer: nothing can come in between."""
-    server.on_message(
-        lambda connection, message: connection.send_json({"id": "a", "data": {"answer": message["id"]}})
-    )
+    def answer(connection: ServerConnection, message: dict[str, Any]) -> None:
+        if message.get("type") == "question":
+            connection.send_json({"id": "a", "data": {"answer": message["id"]}})
+
+    server.on_message(answer)
     session = pool.connect(server.url())
     for n in range(50):
         with session.messages(timeout=LONG) as messages:
@@ -301,6 +304,7 @@ def test_stats_agree_with_what_the_server_saw(server: LocalServer, pool: Connect
     eventually(lambda: session.stats().reconnects == 1)
     server.shutdown_frame()
     eventually(lambda: session.stats().switchovers == 1)
+    eventually(lambda: session.stats().messages_in == 25)  # what says ready is delivered after it
     later = pool.stats()
     assert later.attempts == 3 and later.messages_out == 50 and later.messages_in == 25
     assert later.bytes_in > stats.bytes_in and later.online == 1
