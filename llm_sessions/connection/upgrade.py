@@ -23,7 +23,7 @@ from .transport import AttemptFailed
 
 __all__ = ["upgrade"]
 
-_MAX_HEAD: Final = 64 * 1024  # bytes; Apache and nginx refuse heads far smaller than this
+_MAX_HEAD: Final = 64 * 1024  # bytes before the empty line; Apache and nginx refuse heads far smaller
 _HIDDEN: Final = ("set-cookie:", "set-cookie2:", "content-length:")
 
 
@@ -69,7 +69,7 @@ class _HandshakeSocket:
     def _read_head(self) -> bytes:
         data = b""
         scanned = 0
-        while (end := data.find(b"\r\n\r\n", max(0, scanned - 3))) < 0 and len(data) <= _MAX_HEAD:
+        while (end := data.find(b"\r\n\r\n", max(0, scanned - 3))) < 0 and len(data) < _MAX_HEAD + 4:
             scanned = len(data)
             if scanned >= 5 and not data.startswith(b"HTTP/"):
                 break

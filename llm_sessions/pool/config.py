@@ -87,7 +87,9 @@ class PoolConfig:
             raise ConfigurationError("ssl_context", "must be an ssl.SSLContext or None")
         hosts = self.allowed_hosts
         if hosts is not None and not _is_host_names(hosts):
-            raise ConfigurationError("allowed_hosts", "must be a collection of host names or None")
+            raise ConfigurationError(
+                "allowed_hosts", "must be a collection of host names or *.domain, or None"
+            )
         if self.proxy not in ("environment", None):
             raise ConfigurationError("proxy", "must be 'environment' or None; proxies are not supported yet")
 
@@ -117,8 +119,13 @@ def _is_host_names(hosts: object) -> bool:
     return (
         isinstance(hosts, Collection)
         and not isinstance(hosts, str)
-        and all(isinstance(host, str) for host in hosts)
+        and all(isinstance(host, str) and _is_host_name(host) for host in hosts)
     )
+
+
+def _is_host_name(host: str) -> bool:
+    name = host.removeprefix("*.")
+    return bool(name) and "*" not in name
 
 
 def check_count(name: str, value: object, *, least: int, none: bool = False) -> None:

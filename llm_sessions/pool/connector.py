@@ -358,5 +358,5 @@ def _sent_as(token: object) -> str:
 
 def _seconds(value: object) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
-        return float(value)
+        return float(min(value, 10**9))  # a huge int has no float
     return None

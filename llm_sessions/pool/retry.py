@@ -91,7 +91,7 @@ def parse_retry_after(value: str | None, *, now: float, longest: float) -> float
         return None
     value = value.strip()
     if value.isascii() and value.isdigit():
-        return min(float(value[:9]), longest)
+        return min(float(value), longest)  # beyond a float it is infinite
     try:
         at = email.utils.parsedate_to_datetime(value).timestamp()
     except (ValueError, TypeError, OverflowError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
 from .._logging import without_secrets
@@ -194,8 +193,14 @@ def check_host(host: str, config: PoolConfig) -> None:
         ConfigurationError: If `allowed_hosts` is given and the host is not among them.
     """
     allowed = config.allowed_hosts
-    if allowed is not None and not any(fnmatchcase(host.lower(), one.lower()) for one in allowed):
+    if allowed is not None and not any(_is_meant(host.lower(), one.lower()) for one in allowed):
         raise ConfigurationError("url", f"the host {host} is not in allowed_hosts")
+
+
+def _is_meant(host: str, allowed: str) -> bool:
+    if allowed.startswith("*."):
+        return host.endswith(allowed[1:]) and host != allowed[1:]
+    return host == allowed
 
 
 def check_target(target: object, config: PoolConfig) -> Address:

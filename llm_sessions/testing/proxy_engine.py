@@ -204,9 +204,11 @@ class ProxyEngine:
             self._accept_again = None
             self._selector.register(self._listener, selectors.EVENT_READ)
         dues = [] if self._accept_again is None else [self._accept_again]
+        pumped = False
         for relay in list(self._live.values()):
             due = relay.due()
             if touched or relay in ready or (due is not None and due <= now):
+                pumped = True
                 relay.pump(now)
                 if relay.stage == "held" and not self._holding:
                     relay.connect()
@@ -215,7 +217,7 @@ class ProxyEngine:
                 del self._live[relay.number]
             elif due is not None:
                 dues.append(due)
-        if events or touched or dues:
+        if events or touched or pumped:  # also when time alone made it write, and nothing is due any more
             self._note_changes()
         return min(dues, default=None)
 

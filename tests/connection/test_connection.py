@@ -451,7 +451,7 @@ def test_a_close_frame_glued_to_the_101_is_reported(
 
 
 @pytest.mark.stress
-def test_t8_sixteen_senders_interleave_whole_messages_only(server: LocalServer, online: MakeLink) -> None:
+def test_t8_d19_sixteen_senders_interleave_whole_messages_only(server: LocalServer, online: MakeLink) -> None:
     """The server's codec (wsproto) finds every frame whole, and each sender's messages in order."""
     link = online(server, timing=NO_PINGS)
     pad = "x" * 300
@@ -624,7 +624,7 @@ def test_an_owner_that_raises_ends_the_link_and_is_logged(
 # T13 and the peer's end
 
 
-def test_t13_a_tib_is_refused_before_a_byte_of_it_is_kept(
+def test_t13_d18_a_tib_is_refused_before_a_byte_of_it_is_kept(
     make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
 ) -> None:
     said: list[tuple[int, bytes]] = []
@@ -676,7 +676,7 @@ def test_a_close_frame_with_a_reset_behind_it_is_not_lost(
 # T9, T14: writing
 
 
-def test_t9_a_send_that_times_out_ends_the_link(
+def test_t9_d19_a_send_that_times_out_ends_the_link(
     make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
 ) -> None:
     def script(peer: Peer, sock: Any) -> None:
@@ -717,7 +717,7 @@ def test_t1_an_abort_ends_a_stuck_sender(
         assert time.monotonic() - started < 1
 
 
-def test_t14_a_stalled_sender_holds_up_neither_reads_nor_other_links(
+def test_t14_d19_a_stalled_sender_holds_up_neither_reads_nor_other_links(
     server: LocalServer, online: MakeLink, owner: Owner, links: Links, tls: bool
 ) -> None:
     link = online(server, timing=NO_PINGS)

@@ -1,10 +1,11 @@
-"""INVARIANTS, Pool: cancellation and bookkeeping, with T0 and T16: whoever gives up gets away at once."""
+"""INVARIANTS, Pool: cancellation and bookkeeping, with D5, T0 and T16: whoever gives up gets away."""
 
 from __future__ import annotations
 
 import contextlib
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from llm_sessions import (
     ConnectionPool,
     ConnectTimeout,
     Endpoint,
+    Forbidden,
     NotAuthorized,
     PoolClosed,
     Session,
@@ -26,13 +28,13 @@ from llm_sessions import (
     Target,
 )
 from llm_sessions.testing.server import LocalServer
+from tests.peers import Peer, read_request
 from tests.support import (
     LONG,
     SHORT,
     Background,
     Gate,
     Recorder,
-    descriptors,
     eventually,
     library_threads,
     run_together,
@@ -178,6 +180,16 @@ def test_i14_a_cancelled_attempt_never_opens_a_socket(
 # -- I15, I16, I17, I18: one run, many callers ---------------------------------------------------------------
 
 
+class CountingEndpoint(Endpoint):
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.asked: list[Any] = []
+
+    def resolve(self, attempt: Any) -> Target:
+        self.asked.append(attempt)
+        return Target(self._url)
+
+
 def test_i15_only_the_owner_of_an_entry_removes_it(
     server: LocalServer, pool: ConnectionPool, gated: Callable[..., GatedSource]
 ) -> None:
@@ -198,16 +210,23 @@ def test_i15_only_the_owner_of_an_entry_removes_it(
     assert source.calls == 2
 
 
-def test_i16_50_callers_make_one_socket_and_no_other_session_waits(
+def test_i16_d12_50_callers_make_one_socket_and_no_other_session_waits(
     server: LocalServer, pool: ConnectionPool
 ) -> None:
-    server.hold_upgrades("stalled")
+    server.hold_upgrades()
     stalled = Background(lambda: pool.connect(server.url("stalled"), "stalled"))
     server.wait_for(lambda: bool(server.connections("stalled")))
-    outcomes = run_together(50, lambda: pool.connect(server.url("x"), "x"))
-    assert all(isinstance(outcome, Session) for outcome in outcomes), outcomes
-    assert len(set(map(id, outcomes))) == 1
-    assert len(server.connections("x")) == 1
+    endpoint = CountingEndpoint(server.url("x"))
+    session = pool.session("x")
+    calls = Background(lambda: run_together(50, lambda: pool.connect(endpoint, "x")))
+    machine = pool._get("x")[1]
+    eventually(lambda: machine._waiters == 50)
+    server.release_upgrades("x")
+    outcomes = calls.result()
+    assert len(outcomes) == 50
+    assert all(outcome is session for outcome in outcomes), outcomes
+    assert session.online
+    assert len(server.connections("x")) == len(endpoint.asked) == 1
     assert not stalled.done
     server.release_upgrades()
     assert stalled.result().online
@@ -231,20 +250,21 @@ def test_i17_every_waiter_gets_the_same_outcome(
     assert pool.session().state is SessionState.IDLE
 
 
-def test_i17_every_waiter_gets_the_same_failure(server: LocalServer, make_pool: MakePool) -> None:
+def test_i17_d12_every_waiter_gets_the_same_failure(server: LocalServer, make_pool: MakePool) -> None:
     pool = make_pool(initial_max_retries=0)
     server.hold_upgrades()
     server.reject(4403, reason="no")
-    calls = [Background(lambda: pool.connect(server.url())) for _ in range(5)]
+    endpoint = CountingEndpoint(server.url())
+    calls = Background(lambda: run_together(32, lambda: pool.connect(endpoint)))
     machine = pool._get(pool.session().id)[1]
-    eventually(lambda: machine._waiters == 5)
+    eventually(lambda: machine._waiters == 32)
     server.release_upgrades()
-    errors = [call.error() for call in calls]
-    assert {(type(error).__name__, str(error)) for error in errors} == {
-        (type(errors[0]).__name__, str(errors[0]))
-    }
-    assert len(set(map(id, errors))) == 5
+    errors = calls.result()
+    assert {type(error) for error in errors} == {Forbidden}
+    assert len({str(error) for error in errors}) == 1
+    assert len(set(map(id, errors))) == 32  # each its own, to raise and to add to
     assert pool.session().state is SessionState.OFFLINE
+    assert len(server.connections()) == len(endpoint.asked) == 1
 
 
 def test_i18_a_failed_connect_leaves_no_attempt_and_no_thread(
@@ -330,25 +350,6 @@ def test_i28_disconnect_returns_after_the_close_and_the_state_is_cleared_before_
     assert seen == [SessionState.IDLE, False, None, False]
 
 
-def test_i28_100_cycles_of_several_sessions_leak_nothing(server: LocalServer, pool: ConnectionPool) -> None:
-    names = ("a", "b", "c")
-    recorders = {name: Recorder().listen(pool, "online", "disconnected", session_id=name) for name in names}
-    handles = descriptors()
-    for _ in range(100):
-        calls = [Background(lambda name=name: pool.connect(server.url(name), name)) for name in names]
-        for call in calls:
-            assert call.result().online
-        pool.disconnect_all(code=3050, reason="done (permanent)")
-    for recorder in recorders.values():
-        recorder.wait("disconnected", 100)
-        assert recorder.names == ["online", "disconnected"] * 100
-    eventually(lambda: not threads(), "threads grew")
-    eventually(lambda: descriptors() <= handles, "descriptors grew")
-    assert len(server.connections()) == 300
-    assert {connection.close_code for connection in server.connections()} == {3050}
-    assert set(pool.sessions()) == set(names)
-
-
 # -- I39: for good -------------------------------------------------------------------------------------------
 
 
@@ -407,14 +408,20 @@ def test_i39_close_during_a_reconnect(server: LocalServer, make_pool: MakePool) 
 # -- T0: in every phase --------------------------------------------------------------------------------------
 
 
-def walk_away(pool: ConnectionPool, call: Background) -> None:
-    """Disconnect: it returns within a second, and so does the caller that connected."""
+def walk_away(pool: ConnectionPool, call: Background) -> Recorder:
+    """Disconnect: it returns within a second, and so does the caller that connected.
+
+    Returns:
+        What is heard from then on, for `left_alone`.
+    """
     assert pool.session().state is SessionState.CONNECTING
+    heard = Recorder().listen(pool, "online", "event:relay.event")
     started = time.monotonic()
     pool.disconnect()
     assert time.monotonic() - started < A_WHILE
     assert isinstance(call.error(), ConnectCancelled)
     assert pool.session().state is SessionState.IDLE
+    return heard
 
 
 def start_afresh(pool: ConnectionPool, server: LocalServer) -> Session:
@@ -424,17 +431,20 @@ def start_afresh(pool: ConnectionPool, server: LocalServer) -> Session:
     return session
 
 
-def left_alone(session: Session, server: LocalServer, sockets: int) -> None:
-    """What became of the old attempt changed nothing."""
+def left_alone(session: Session, server: LocalServer, sockets: int, heard: Recorder) -> None:
+    """What became of the old attempt changed nothing: the one `online` is the new one's."""
     no_connectors()
     assert session.online and session.url == server.url("fresh")
     assert len(server.connections()) == sockets
     assert len(server.live()) == 1
     session.send({"type": "mine"})
     server.wait_for(lambda: {"type": "mine"} in server.live()[0].received)
+    server.publish(session="fresh")
+    heard.wait("event:relay.event")
+    assert heard.names == ["online", "event:relay.event"]
 
 
-def test_t0_during_dns(server: LocalServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t0_d5_during_dns(server: LocalServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate()
     real = socket.getaddrinfo
 
@@ -448,12 +458,12 @@ def test_t0_during_dns(server: LocalServer, pool: ConnectionPool, monkeypatch: p
     try:
         call = Background(lambda: pool.connect(server.url().replace("127.0.0.1", "localhost")))
         gate.wait_arrived()
-        walk_away(pool, call)
+        heard = walk_away(pool, call)
         session = start_afresh(pool, server)
         eventually(lambda: len(threads("connector")) == 1)  # the abandoned one
     finally:
         gate.open()
-    left_alone(session, server, 1)
+    left_alone(session, server, 1, heard)
 
 
 @contextlib.contextmanager
@@ -478,19 +488,19 @@ def knocking(port: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="looks into /proc")
-def test_t0_during_tcp_connect(server: LocalServer, pool: ConnectionPool) -> None:
+def test_t0_d5_during_tcp_connect(server: LocalServer, pool: ConnectionPool) -> None:
     with full_backlog() as port:
         before = knocking(port)
         url = server.url().replace(f":{server.port}/", f":{port}/")
         call = Background(lambda: pool.connect(url))
         eventually(lambda: knocking(port) > before)
-        walk_away(pool, call)
+        heard = walk_away(pool, call)
         session = start_afresh(pool, server)
-        left_alone(session, server, 1)
+        left_alone(session, server, 1, heard)
         assert knocking(port) <= before
 
 
-def test_t0_during_tls_handshake(server: LocalServer, pool: ConnectionPool) -> None:
+def test_t0_d5_during_tls_handshake(server: LocalServer, pool: ConnectionPool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         mute.settimeout(LONG)
         call = Background(lambda: pool.connect(f"wss://127.0.0.1:{mute.getsockname()[1]}/"))
@@ -498,9 +508,9 @@ def test_t0_during_tls_handshake(server: LocalServer, pool: ConnectionPool) -> N
         with peer:
             peer.settimeout(LONG)
             assert peer.recv(1) == b"\x16"  # ClientHello
-            walk_away(pool, call)
+            heard = walk_away(pool, call)
             session = start_afresh(pool, server)
-            left_alone(session, server, 1)
+            left_alone(session, server, 1, heard)
             while peer.recv(4096):  # the old socket is closed
                 pass
 
@@ -509,43 +519,71 @@ def test_t0_during_the_upgrade(server: LocalServer, pool: ConnectionPool) -> Non
     server.hold_upgrades("default")
     call = Background(lambda: pool.connect(server.url()))
     server.wait_for(lambda: bool(server.connections("default")))
-    walk_away(pool, call)
+    heard = walk_away(pool, call)
     session = start_afresh(pool, server)
     server.release_upgrades()
-    left_alone(session, server, 2)
+    left_alone(session, server, 2, heard)
     server.wait_for(lambda: server.connections("default")[0].closed_at is not None)
 
 
-def test_t0_during_authorization(server: LocalServer, pool: ConnectionPool) -> None:
+def test_t0_d5_during_an_answer_that_drips(
+    server: LocalServer, pool: ConnectionPool, tls: bool, server_context: ssl.SSLContext
+) -> None:
+    """Every byte comes soon after the last one, and the answer never ends."""
+    dripping, left = threading.Event(), threading.Event()
+
+    def drip(peer: Peer, sock: Any) -> None:
+        peer.requests.append(read_request(sock))
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nX-Long: ")
+        try:
+            while not peer.over.wait(0.01):
+                sock.sendall(b"x")
+                dripping.set()
+        except OSError:
+            left.set()
+            raise
+
+    with Peer(drip, server_context if tls else None) as peer:
+        scheme = "wss" if tls else "ws"
+        call = Background(lambda: pool.connect(f"{scheme}://127.0.0.1:{peer.port}/"))
+        assert dripping.wait(LONG)
+        heard = walk_away(pool, call)
+        session = start_afresh(pool, server)
+        left_alone(session, server, 1, heard)
+        assert left.wait(LONG)
+        assert len(peer.requests) == 1
+
+
+def test_t0_d5_during_authorization(server: LocalServer, pool: ConnectionPool) -> None:
     server.withhold_ready("default")
     call = Background(lambda: pool.connect(server.url()))
     server.wait_live("default")
-    walk_away(pool, call)
+    heard = walk_away(pool, call)
     session = start_afresh(pool, server)
     server.release_ready()
     server.wait_for(lambda: not server.live("default"))
-    left_alone(session, server, 2)
+    left_alone(session, server, 2, heard)
 
 
-def test_t0_during_a_backoff_wait(server: LocalServer, make_pool: MakePool) -> None:
+def test_t0_d5_during_a_backoff_wait(server: LocalServer, make_pool: MakePool) -> None:
     pool = make_pool(backoff_initial=3600, backoff_max=3600)
     server.reject(500)
     call = Background(lambda: pool.connect(server.url()))
     eventually(lambda: pool.session().last_error)
-    walk_away(pool, call)
-    left_alone(start_afresh(pool, server), server, 2)
+    heard = walk_away(pool, call)
+    left_alone(start_afresh(pool, server), server, 2, heard)
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_t0_during_retry_after(server: LocalServer, make_pool: MakePool, status: int) -> None:
+def test_t0_d5_during_retry_after(server: LocalServer, make_pool: MakePool, status: int) -> None:
     pool = make_pool(backoff_initial=0.01, backoff_max=30)
     server.reject(status, headers={"Retry-After": "60"})
     call = Background(lambda: pool.connect(server.url()))
     eventually(lambda: pool.session().last_error)
     error = pool.session().last_error
     assert isinstance(error, ConnectError) and error.retry_after == 60
-    walk_away(pool, call)
-    left_alone(start_afresh(pool, server), server, 2)
+    heard = walk_away(pool, call)
+    left_alone(start_afresh(pool, server), server, 2, heard)
 
 
 def test_t0_during_a_blocked_token_provider(
@@ -554,10 +592,10 @@ def test_t0_during_a_blocked_token_provider(
     source = gated("token")
     call = Background(lambda: pool.connect(server.url(), token=source))
     source.gates[0].wait_arrived()
-    walk_away(pool, call)
+    heard = walk_away(pool, call)
     session = start_afresh(pool, server)
     source.gates[0].open()
-    left_alone(session, server, 1)
+    left_alone(session, server, 1, heard)
 
 
 def test_t0_during_a_blocked_token_refresh(server: LocalServer, pool: ConnectionPool) -> None:
@@ -575,11 +613,11 @@ def test_t0_during_a_blocked_token_refresh(server: LocalServer, pool: Connection
     try:
         call = Background(lambda: pool.connect(server.url(), token=Provider()))
         gate.wait_arrived()
-        walk_away(pool, call)
+        heard = walk_away(pool, call)
         session = start_afresh(pool, server)
     finally:
         gate.open()
-    left_alone(session, server, 2)
+    left_alone(session, server, 2, heard)
 
 
 class GatedEndpoint(Endpoint):
@@ -606,11 +644,11 @@ def test_t0_during_a_blocked_endpoint(server: LocalServer, pool: ConnectionPool,
     try:
         call = Background(lambda: pool.connect(endpoint))
         endpoint.gate.wait_arrived()
-        walk_away(pool, call)
+        heard = walk_away(pool, call)
         session = start_afresh(pool, server)
     finally:
         endpoint.gate.open()
-    left_alone(session, server, 1 if where == "resolve" else 2)
+    left_alone(session, server, 1 if where == "resolve" else 2, heard)
 
 
 def test_t0_an_abandoned_attempt_that_fails_afterwards_is_nobodys_error(
@@ -625,12 +663,12 @@ def test_t0_an_abandoned_attempt_that_fails_afterwards_is_nobodys_error(
     try:
         call = Background(lambda: pool.connect(source))
         gate.wait_arrived()
-        walk_away(pool, call)
+        heard = walk_away(pool, call)
         session = start_afresh(pool, server)
         error = session.last_error
     finally:
         gate.open()
-    left_alone(session, server, 1)
+    left_alone(session, server, 1, heard)
     assert session.last_error is error
 
 

@@ -189,8 +189,12 @@ def test_what_came_before_a_close_is_delivered_before_offline(
 # -- I36: listeners that raise -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mine"), SystemExit(1), KeyboardInterrupt()], ids=repr)
-def test_i36_a_raising_listener_stops_nobody(
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("mine"), SystemExit(1), KeyboardInterrupt(), GeneratorExit(), BaseException("mine")],
+    ids=repr,
+)
+def test_i36_d10_a_raising_listener_stops_nobody(
     server: LocalServer, pool: ConnectionPool, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     session = pool.connect(server.url())
@@ -282,7 +286,7 @@ def test_i97_callbacks_run_without_a_lock_and_may_call_anything(
 
 
 @pytest.mark.parametrize("how", ["session", "pool", "all"])
-def test_i97_disconnect_itself_in_event(server: LocalServer, pool: ConnectionPool, how: str) -> None:
+def test_i97_d4_disconnect_itself_in_event(server: LocalServer, pool: ConnectionPool, how: str) -> None:
     session = pool.connect(server.url())
     recorder = Recorder().listen(session, "offline.permanent", "disconnected")
     calls = {"session": session.disconnect, "pool": pool.disconnect, "all": pool.disconnect_all}
@@ -301,7 +305,7 @@ def test_i97_disconnect_itself_in_event(server: LocalServer, pool: ConnectionPoo
 
 
 @pytest.mark.parametrize("event", ["offline", "offline.transient"])
-def test_i97_disconnect_itself_in_offline(server: LocalServer, pool: ConnectionPool, event: str) -> None:
+def test_i97_d4_disconnect_itself_in_offline(server: LocalServer, pool: ConnectionPool, event: str) -> None:
     server_down = server.reject
     session = pool.connect(server.url())
     recorder = Recorder().listen(session, "disconnected", "offline.permanent")
@@ -358,7 +362,7 @@ def test_i97_connect_in_disconnected(server: LocalServer, pool: ConnectionPool) 
     assert session.online
 
 
-def test_i97_two_callbacks_that_disconnect_each_others_session(
+def test_i97_d4_two_callbacks_that_disconnect_each_others_session(
     server: LocalServer, pool: ConnectionPool
 ) -> None:
     barrier = threading.Barrier(2)

@@ -113,6 +113,7 @@ def test_d3_disconnect_and_close_end_every_fetch(server: LocalServer, pool: Conn
 
 def test_requests_and_answers_without_a_callback(server: LocalServer, pool: ConnectionPool) -> None:
     """Subscribe, send, look for the answer: nothing can come in between."""
+
     def answer(connection: ServerConnection, message: dict[str, Any]) -> None:
         if message.get("type") == "question":
             connection.send_json({"id": "a", "data": {"answer": message["id"]}})

@@ -158,7 +158,7 @@ def test_i5_a_bad_close_is_refused_before_anything_changes(
 # -- I6, I7, I8: what comes in -------------------------------------------------------------------------------
 
 
-def test_i6_no_id_means_no_ack_and_no_error(server: LocalServer, pool: ConnectionPool) -> None:
+def test_i6_d18_no_id_means_no_ack_and_no_error(server: LocalServer, pool: ConnectionPool) -> None:
     recorder = Recorder().listen(pool, "event:a.b")
     pool.connect(server.url())
     [connection] = server.wait_live()
@@ -172,7 +172,7 @@ def test_i6_no_id_means_no_ack_and_no_error(server: LocalServer, pool: Connectio
     assert all(set(ack) == {"messageId", "type"} for ack in acks)
 
 
-def test_i7_unnumbered_frames_do_not_touch_sequence_tracking(
+def test_i7_d18_unnumbered_frames_do_not_touch_sequence_tracking(
     server: LocalServer, pool: ConnectionPool
 ) -> None:
     recorder = Recorder().listen(pool, "sequence-mismatch", "event:relay.event")
@@ -220,7 +220,7 @@ BAD_FRAMES: dict[str, Callable[[LocalServer], object]] = {
 
 
 @pytest.mark.parametrize("bad", BAD_FRAMES.values(), ids=BAD_FRAMES)
-def test_i8_a_bad_frame_is_dropped_and_the_socket_lives(
+def test_i8_d18_a_bad_frame_is_dropped_and_the_socket_lives(
     server: LocalServer,
     make_pool: MakePool,
     caplog: pytest.LogCaptureFixture,

@@ -275,9 +275,11 @@ def test_t2_close_leaves_nothing(server: LocalServer, make_pool: MakePool, state
         server.wait_for(lambda: all(connection.closed_at is not None for connection in server.connections()))
 
 
-@pytest.mark.parametrize("event", ["online", "event:relay.event", "offline.transient", "disconnected"])
-def test_t2_close_inside_a_callback_leaves_nothing(
-    server: LocalServer, make_pool: MakePool, event: str
+@pytest.mark.parametrize(
+    "event", ["online", "event:relay.event", "offline", "offline.transient", "disconnected"]
+)
+def test_t2_d4_close_inside_a_callback_leaves_nothing(
+    server: LocalServer, make_pool: MakePool, event: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with no_leaks():
         pool = make_pool()
@@ -295,11 +297,13 @@ def test_t2_close_inside_a_callback_leaves_nothing(
             server.wait_live("default")
             if event == "event:relay.event":
                 server.publish(session="default")
-            elif event == "offline.transient":
-                server.close_session("default", 1001)
-            else:
+            elif event == "disconnected":
                 pool.disconnect()
+            else:
+                server.close_session("default", 1001)
         recorder.wait("closed")
+        # It would name a thread that it waited for in vain: its own.
+        assert [record.getMessage() for record in caplog.records if "still run" in record.getMessage()] == []
         call.thread.join(LONG)
         assert call.done
         eventually(lambda: not threads())
@@ -451,7 +455,7 @@ def test_t4_drop_oldest(server: LocalServer, make_pool: MakePool, gate: Gate) ->
 # -- T8: whole messages --------------------------------------------------------------------------------------
 
 
-def test_t8_messages_of_many_threads_stay_whole(server: LocalServer, pool: ConnectionPool) -> None:
+def test_t8_d19_messages_of_many_threads_stay_whole(server: LocalServer, pool: ConnectionPool) -> None:
     session = pool.connect(server.url())
     [connection] = server.wait_live()
     workers, each = 16, 150

@@ -113,10 +113,13 @@ def test_the_tls_context_is_one() -> None:
     refused(ssl_context=object())
 
 
-@pytest.mark.parametrize("value", ["example.org", 5, [5], b"x", iter(["a"])])
+@pytest.mark.parametrize(
+    "value", ["example.org", 5, [5], b"x", iter(["a"]), ["*"], ["*."], [""], ["ex*.org"], ["*.*.org"]]
+)
 def test_allowed_hosts_is_a_collection_of_names(value: Any) -> None:
     refused(allowed_hosts=value)
-    assert PoolConfig(allowed_hosts=frozenset({"a"})).allowed_hosts == {"a"}
+    hosts = frozenset({"a", "*.example.org"})
+    assert PoolConfig(allowed_hosts=hosts).allowed_hosts == hosts
 
 
 def test_a_proxy_is_refused_as_long_as_there_is_none() -> None:

@@ -730,6 +730,24 @@ def test_wait_for_tells_what_it_saw(target: Target, proxy: FaultProxy) -> None:
     assert issubclass(ProxyTimeout, AssertionError) and issubclass(ProxyTimeout, TimeoutError)
 
 
+@pytest.mark.parametrize("fault", ["delay", "drip"])
+def test_wait_for_is_woken_by_the_last_byte_that_was_held(
+    target: Target, proxy: FaultProxy, fault: str, way: Way
+) -> None:
+    """It passes because its time has come: no socket had anything to say."""
+    client, server, connection = target.connect()
+    sender, receiver = ends(way, client, server)
+    passed = f"bytes_{way}"
+    if fault == "delay":
+        proxy.delay(SHORT, direction=way)
+    else:
+        proxy.drip(1, SHORT, direction=way)
+    waiting = Background(lambda: proxy.wait_for(lambda: getattr(connection, passed) == 2, 2 * LONG))
+    sender.sendall(b"ab")
+    assert read_exactly(receiver, 2) == b"ab"
+    waiting.result()  # within LONG
+
+
 def test_targets_and_urls() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
