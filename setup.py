@@ -89,9 +89,12 @@ setup(
         "speed": SPEED,
         "cli": CLI,
         "socks": SOCKS,
-        "examples": TESTING,  # the examples talk to the LocalServer
+        "examples": [*TESTING, "pytest>=8"],  # they talk to the LocalServer, and one is a test file
         "docs": ["sphinx>=7.2", "myst-parser>=3", "furo>=2024.1.29"],
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["llm-sessions = llm_sessions.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["llm-sessions = llm_sessions.cli.main:main"],
+        "pytest11": ["llm_sessions = llm_sessions.testing._entry_point"],
+    },
 )

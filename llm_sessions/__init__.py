@@ -2,9 +2,13 @@
 
 "LLM" is Low Latency Mercury, the WebSocket that carries a meeting's captions, reactions, whiteboard and
 state events; it has nothing to do with language models.
+
+PYTEST_DONT_REWRITE: or pytest warns that it cannot, when a program imports this package and then runs pytest.
 """
 
+import importlib
 import logging
+from typing import TYPE_CHECKING, Final
 
 from ._version import __version__
 from .errors import (
@@ -31,26 +35,28 @@ from .errors import (
     UnknownResponse,
     WaitTimeout,
 )
-from .pool.config import PoolConfig
-from .pool.messages import Messages
-from .pool.pool import ALL_SESSIONS, ConnectionPool
-from .pool.session import Session
-from .pool.sources import Endpoint, StaticToken, Target, TokenProvider
-from .pool.stats import PoolStats, SessionStats
-from .protocol.envelope import Envelope
-from .protocol.events import (
-    ConnectionFailed,
-    Disconnected,
-    Latency,
-    Offline,
-    Online,
-    SequenceMismatch,
-    SwitchoverComplete,
-    SwitchoverFailed,
-    SwitchoverStarted,
-)
-from .protocol.state import SessionState
-from .session_ids import DEFAULT_SESSION_ID, LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION
+
+if TYPE_CHECKING:
+    from .pool.config import PoolConfig
+    from .pool.messages import Messages
+    from .pool.pool import ALL_SESSIONS, ConnectionPool
+    from .pool.session import Session
+    from .pool.sources import Endpoint, StaticToken, Target, TokenProvider
+    from .pool.stats import PoolStats, SessionStats
+    from .protocol.envelope import Envelope
+    from .protocol.events import (
+        ConnectionFailed,
+        Disconnected,
+        Latency,
+        Offline,
+        Online,
+        SequenceMismatch,
+        SwitchoverComplete,
+        SwitchoverFailed,
+        SwitchoverStarted,
+    )
+    from .protocol.state import SessionState
+    from .session_ids import DEFAULT_SESSION_ID, LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION
 
 # Without it, Python would print our warnings for programs that have not configured logging.
 logging.getLogger("llm_sessions").addHandler(logging.NullHandler())
@@ -105,3 +111,39 @@ __all__ = [
     "WaitTimeout",
     "__version__",
 ]
+
+# Where the names above are defined that are not imported here: their modules and those they need take a tenth
+# of a second, and pytest imports this package in every run, for the fixtures in `testing`.
+_HOMES: Final = {
+    name: module
+    for module, names in {
+        "pool.config": ["PoolConfig"],
+        "pool.messages": ["Messages"],
+        "pool.pool": ["ALL_SESSIONS", "ConnectionPool"],
+        "pool.session": ["Session"],
+        "pool.sources": ["Endpoint", "StaticToken", "Target", "TokenProvider"],
+        "pool.stats": ["PoolStats", "SessionStats"],
+        "protocol.envelope": ["Envelope"],
+        "protocol.events": [
+            *("ConnectionFailed", "Disconnected", "Latency", "Offline", "Online", "SequenceMismatch"),
+            *("SwitchoverComplete", "SwitchoverFailed", "SwitchoverStarted"),
+        ],
+        "protocol.state": ["SessionState"],
+        "session_ids": ["DEFAULT_SESSION_ID", "LLM_DEFAULT_SESSION", "LLM_PRACTICE_SESSION"],
+    }.items()
+    for name in names
+}
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise that any name is there
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Threads that ask at once get the same object: the import system has its own locks.
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import itertools
 import re
-from pathlib import Path
+from typing import Any
+
+import pytest
 
 from llm_sessions import PoolConfig, _sync
 from llm_sessions.pool.retry import delays
@@ -12,8 +16,15 @@ from llm_sessions.protocol.closing import FAILURES, classify_close
 from llm_sessions.protocol.events import STATE_EVENTS
 from llm_sessions.protocol.state import TRANSITIONS
 from llm_sessions.protocol.url import connection_url
+from llm_sessions.testing import pytest_plugin
+from llm_sessions.testing.clock import ManualClock
+from llm_sessions.testing.proxy import FaultProxy
+from llm_sessions.testing.server import LocalServer, ServerConnection
+from tests.documents import blocks, languages, read, table_rows
 
-ARCHITECTURE = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+pytest_plugins = ["pytester"]
+
+ARCHITECTURE = read("docs/architecture.md")
 
 
 def test_the_picture_of_the_states_is_the_table() -> None:
@@ -31,7 +42,7 @@ def test_the_ranks_are_those_of_the_locks() -> None:
     assert ranks == [_sync.POOL, _sync.SESSION, _sync.CONNECTION, _sync.STREAM, _sync.LEAF]
 
 
-PROTOCOL = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text(encoding="utf-8")
+PROTOCOL = read("docs/protocol.md")
 
 
 def test_the_failure_table_is_the_codes() -> None:
@@ -73,3 +84,95 @@ def test_the_url_and_the_times_are_those_of_the_code() -> None:
         32,
         32,
     ]
+
+
+TESTING = read("docs/testing.md")
+BLOCKS = blocks(TESTING)
+TESTS = [re.findall(r"^ *def (test_\w+)\(", block, re.MULTILINE) for block in BLOCKS]
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=lambda number: TESTS[number][0])
+def test_the_tests_of_the_page_on_testing_pass(
+    number: int, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(BLOCKS[number])
+    run = pytester.runpytest_inprocess
+    if "import requests" in BLOCKS[number]:
+        # It keeps the socket of a bad answer as long as there is its exception, and log records have that.
+        run = pytester.runpytest_subprocess
+        monkeypatch.setenv("NO_PROXY", "*")
+    plugins = ("-p", pytest_plugin.__name__, "-p", "no:randomly", "-p", "no:cacheprovider")
+    run(*plugins, "-W", "error").assert_outcomes(passed=len(TESTS[number]))
+
+
+def test_there_is_no_code_on_testing_that_no_test_runs() -> None:
+    assert BLOCKS and all(TESTS)
+    assert sorted(languages(TESTING)) == ["console"] + ["python"] * len(BLOCKS)
+    assert blocks(TESTING, "console") == ["$ pip install 'llm-sessions[testing]'\n"]
+
+
+def section(title: str) -> str:
+    """The part of the page on testing from a heading to the next of its kind or a higher one."""
+    level = title.partition(" ")[0]
+    found = re.search(
+        rf"^{re.escape(title)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)", TESTING, re.DOTALL | re.MULTILINE
+    )
+    assert found is not None, title
+    return found[1]
+
+
+def code_in(cell: str) -> list[str]:
+    return re.findall(r"`(.+?)`", cell)
+
+
+def name_of(code: str) -> str:
+    return re.split(r"\W", code)[0]
+
+
+def check_call(code: str, function: Any, *, defaults: bool = True) -> None:
+    """Hold a call in the text against the signature: its arguments exist, and values are the defaults."""
+    call = ast.parse(code.replace("…", "..."), mode="eval").body
+    assert isinstance(call, ast.Call)
+    known = inspect.signature(function).parameters
+    for argument in call.args:
+        assert ast.unparse(argument) in known, code
+    for keyword in call.keywords:
+        assert keyword.arg in known, code
+        value = ast.literal_eval(keyword.value)
+        assert not defaults or value in (..., known[str(keyword.arg)].default), code
+
+
+@pytest.mark.parametrize(
+    ("title", "kind", "others"),
+    [
+        ("## What `LocalServer` can do", LocalServer, {"violations"}),  # an attribute
+        ("## What `FaultProxy` can do", FaultProxy, set()),
+        ("### `llm_clock`", ManualClock, {"llm_clock"}),  # a call of the clock itself
+    ],
+)
+def test_every_verb_is_described_as_it_is(title: str, kind: type[object], others: set[str]) -> None:
+    rows = table_rows(section(title))
+    verbs = [code for row in rows for code in code_in(row[0])]
+    undo = [code for row in rows if len(row) == 3 for code in code_in(row[1])]
+    public = {name for name in dir(kind) if not name.startswith("_")}
+    assert {name_of(code) for code in verbs + undo} == public | others
+    for code in verbs + undo:
+        if "(" in code and name_of(code) in public:
+            check_call(code, getattr(kind, name_of(code)), defaults=code in verbs)
+
+
+def test_every_fixture_is_described_as_it_is() -> None:
+    rows = table_rows(section("## The fixtures").partition("###")[0])
+    fixtures = [name for name in vars(pytest_plugin) if name.startswith("llm_")]
+    assert [name_of(row[0].strip("`")) for row in rows] == fixtures
+    assert re.findall(r"^### `(\w+)`$", TESTING, re.MULTILINE) == fixtures
+    [proxy] = [row[2] for row in rows if "llm_fault_proxy" in row[0]]
+    check_call(code_in(proxy)[0], FaultProxy)
+    assert f"{pytest_plugin.POOL_SETTINGS['wait_timeout']:.0f} seconds" in section("### `llm_pool`")
+
+
+def test_what_a_connection_has_is_what_it_has() -> None:
+    documented = inspect.getdoc(ServerConnection) or ""
+    for name in re.findall(r"`(\w+)`", section("### `llm_server`").partition("What a client sent")[2]):
+        if name != "ServerConnection":
+            assert f"{name}:" in documented, name

@@ -14,6 +14,7 @@ from tests.support import LONG
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 EXPECTED = {
+    "test_my_bot.py": ["6 passed"],
     "two_sessions.py": [
         "<Session 'main' online>",
         "<Session 'practice' online>",

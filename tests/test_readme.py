@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,11 @@ import pytest
 from llm_sessions.protocol.state import SessionState
 from llm_sessions.testing.server import LocalServer
 from llm_sessions.testing.server_connection import ServerConnection
+from tests.documents import blocks, read
 from tests.support import Background
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+README = read("README.md")
+BLOCKS = blocks(README)
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import ssl
 import tempfile
 import threading
 from pathlib import Path
-from types import TracebackType
 
 import trustme
+
+from llm_sessions.testing._managed import Managed
 
 __all__ = ["ThrowAwayCA"]
 
@@ -18,7 +19,7 @@ WRONG_HOST = "wrong-host.invalid"
 LONG_AGO = datetime.datetime(2001, 1, 1)  # naive, in UTC, as trustme has it
 
 
-class ThrowAwayCA:
+class ThrowAwayCA(Managed):
     """Certificates for servers and clients of tests, good and bad ones, by an authority nobody else trusts.
 
     Keys and certificates are in memory. Only `ca_file` and `client_file` write files, into a temporary folder
@@ -33,17 +34,6 @@ class ThrowAwayCA:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
         self._closed = False
-
-    def __enter__(self) -> ThrowAwayCA:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Remove the files. Contexts made before go on working. May be called any number of times."""

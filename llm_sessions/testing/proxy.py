@@ -12,9 +12,9 @@ import random
 import socket
 import urllib.parse
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
+from llm_sessions.testing._managed import Managed
 from llm_sessions.testing.proxy_connection import Addresses, ProxiedConnection
 from llm_sessions.testing.proxy_engine import ProxyEngine, ProxyTimeout
 from llm_sessions.testing.proxy_lane import (
@@ -46,7 +46,7 @@ class HasAddress(Protocol):
     def port(self) -> int: ...
 
 
-class FaultProxy:
+class FaultProxy(Managed):
     """A TCP proxy with faults. It listens from its construction on; use it in a `with`.
 
     Verbs make faults. `direction` says in which direction of a connection: `to_server`, `to_client` or
@@ -97,17 +97,6 @@ class FaultProxy:
         self._engine = ProxyEngine(host, _resolve(target), self.seed)
         self.port = self._engine.port
         self._engine.start()
-
-    def __enter__(self) -> FaultProxy:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._engine.stopping else f"{len(self.connections)} connections"

@@ -1,6 +1,9 @@
 """Fixtures for tests of programs that use this library. pytest finds them by itself, as a plugin.
 
-A fixture imports what it needs when a test asks for it, so that others do not pay for it.
+A fixture imports what it needs when a test asks for it, so that others neither pay for it nor need the extra
+`testing`.
+
+PYTEST_DONT_REWRITE: nothing here asserts, and pytest would warn if a program had imported it before.
 """
 
 from __future__ import annotations
@@ -78,9 +81,19 @@ def llm_clock() -> ManualClock:
 
 
 def _serve(*, tls: bool) -> Iterator[LocalServer]:
-    from llm_sessions.testing.server import LocalServer
+    missing = None
+    try:
+        from llm_sessions.testing.server import LocalServer
 
-    with LocalServer(tls=tls) as server:
+        server = LocalServer(tls=tls)  # imports as well
+    except ModuleNotFoundError as exc:
+        missing = exc.name or str(exc)
+    if missing is not None:  # outside the except, which would show its traceback too
+        pytest.fail(
+            f"LocalServer needs {missing}, which is not installed: pip install 'llm-sessions[testing]'",
+            pytrace=False,
+        )
+    with server:
         yield server
     if server.violations:
         pytest.fail("\n".join(["clients of the server did wrong:", *server.violations]), pytrace=False)

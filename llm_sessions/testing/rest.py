@@ -6,6 +6,7 @@ import base64
 import copy
 import dataclasses
 import fnmatch
+import ipaddress
 import json
 import re
 import time
@@ -25,6 +26,7 @@ DEVICE_KEYS = (
     *("deviceName", "deviceType", "localizedModel", "model"),
     *("name", "systemName", "systemVersion"),
 )
+DEVICE_URLS = ("url", "webSocketUrl")
 
 
 def make_token(expires_in: float | None = 3600, kind: str = "default", **claims: Any) -> str:
@@ -131,7 +133,8 @@ class RestService:
 
     Args:
         state: The server's; its condition guards everything in here, and its tokens are accepted.
-        base_url: What every address handed out begins with.
+        base_url: What every address handed out begins with, but for the host and port: they are those that
+            the client used, if it used the loopback.
         websocket_url: Makes the WebSocket address of a session key. Called under the condition.
     """
 
@@ -249,7 +252,8 @@ class RestService:
         elif not (token is None or self.datachannel_tokens is None or token in self.datachannel_tokens):
             answer = refuse(401, "the data channel token is not accepted")
         else:
-            answer = Answer(200, {"webSocketUrl": self._websocket_url(session), "binding": str(uuid.uuid4())})
+            url = as_reached(request, self._websocket_url(session))
+            answer = Answer(200, {"webSocketUrl": url, "binding": str(uuid.uuid4())})
         answer.problems += problems
         return answer
 
@@ -269,10 +273,11 @@ class RestService:
     def catalog(self, request: RestRequest) -> Answer:
         if request.query.get("format") != ["hostmap"]:
             return refuse(400, "the catalog needs format=hostmap", problem=True)
-        return Answer(200, {"serviceLinks": {"wdm": self.base_url + DEVICES.removesuffix("/devices")}})
+        url = as_reached(request, self.base_url + DEVICES.removesuffix("/devices"))
+        return Answer(200, {"serviceLinks": {"wdm": url}})
 
     def list_devices(self, request: RestRequest) -> Answer:
-        return Answer(200, {"devices": copy.deepcopy(list(self._devices.values()))})
+        return Answer(200, {"devices": [show_device(request, one) for one in self._devices.values()]})
 
     def add_device(self, request: RestRequest) -> Answer:
         if not isinstance(request.body, dict):
@@ -285,7 +290,7 @@ class RestService:
             "webSocketUrl": self._websocket_url(device_id),
         }
         problems = [f"the device has no {', '.join(missing)}"] if missing else []
-        return Answer(200, copy.deepcopy(self._devices[device_id]), problems=problems)
+        return Answer(200, show_device(request, self._devices[device_id]), problems=problems)
 
     def refresh_device(self, request: RestRequest, device_id: str) -> Answer:
         device = self._devices.get(device_id)
@@ -293,9 +298,9 @@ class RestService:
             return refuse(404, "no such device")
         if not isinstance(request.body, (dict, type(None))):
             return refuse(400, "the device is not a JSON object", problem=True)
-        ours = {key: device[key] for key in ("url", "webSocketUrl")}
+        ours = {key: device[key] for key in DEVICE_URLS}
         device |= copy.deepcopy(request.body or {}) | ours
-        return Answer(200, copy.deepcopy(device))
+        return Answer(200, show_device(request, device))
 
     def delete_device(self, request: RestRequest, device_id: str) -> Answer:
         if self._devices.pop(device_id, None) is None:
@@ -352,6 +357,37 @@ def check_content_type(request: RestRequest) -> list[str]:
     if kind.partition(";")[0].strip().lower() == "application/json":
         return []
     return [f"Content-Type of a JSON body is {kind!r}"]
+
+
+def as_reached(request: RestRequest, url: str) -> str:
+    """An address of the server with the host and port that the client reached it by, so that a client which
+    came through a proxy does not leave it.
+
+    They are believed only if they are a loopback host and a port; otherwise the address is as it was.
+    """
+    host = request.headers.get("host", "")
+    name, _, port = host.rpartition(":")
+    if not (is_loopback(name) and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
+        return url
+    return urllib.parse.urlsplit(url)._replace(netloc=host).geturl()
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host, as it is written in a URL, is this machine and no other."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            return "%" not in host and ipaddress.IPv6Address(host[1:-1]).is_loopback
+        return ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def show_device(request: RestRequest, device: Mapping[str, Any]) -> dict[str, Any]:
+    """A device as the client that asks may reach it."""
+    urls = {key: as_reached(request, device[key]) for key in DEVICE_URLS}
+    return {**copy.deepcopy(dict(device)), **urls}
 
 
 def is_text(value: object) -> bool:

@@ -14,10 +14,10 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_sessions.testing import server_checks as checks
+from llm_sessions.testing._managed import Managed
 from llm_sessions.testing.rest import RestRequest, RestService, make_token
 from llm_sessions.testing.server_connection import ServerConnection
 from llm_sessions.testing.server_conversation import Conversation
@@ -43,7 +43,7 @@ logger = logging.getLogger("llm_sessions.testing")
 Callback = TypeVar("Callback", bound=Callable[[ServerConnection, dict[str, Any]], object])
 
 
-class LocalServer(RestVerbs):
+class LocalServer(Managed, RestVerbs):
     """A fake Webex Mercury / data-channel server, WebSocket and REST on one port.
 
     It listens from its construction on; use it in a `with`.
@@ -113,17 +113,6 @@ class LocalServer(RestVerbs):
         scheme = "http" if ssl_context is None else "https"
         self._rest = RestService(self._state, f"{scheme}://{host}:{self.port}", self.url)
         self._listener.start()
-
-    def __enter__(self) -> LocalServer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         with self._state.condition:

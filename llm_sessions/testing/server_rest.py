@@ -14,7 +14,8 @@ from llm_sessions.testing.server_state import ServerState
 class RestVerbs(abc.ABC):
     """What `LocalServer` answers over REST, on the port of its WebSockets, and what a test can do about it.
 
-    Paths are given as globs: `*` stands for anything, slashes included, and `None` for every path.
+    Paths are given as globs: `*` stands for anything, slashes included, and `None` for every path. Addresses
+    in answers have the host and port that the request was sent to, if they are the loopback's.
     """
 
     _state: ServerState

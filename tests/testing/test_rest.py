@@ -15,6 +15,7 @@ from llm_sessions.testing.rest import (
     RestRejection,
     RestRequest,
     RestService,
+    as_reached,
     find_route,
     make_token,
     merge,
@@ -308,3 +309,59 @@ def test_the_last_gate_that_matches_decides(service: RestService) -> None:
     assert held("/ab") and not held("/b")
     service.set_gate(None, hold=False)
     assert not held("/ab")
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost:1", "LOCALHOST:80", "127.0.0.1:65535", "127.9.9.9:8080", "[::1]:8080", "[0:0::1]:8080"],
+)
+def test_addresses_are_those_that_the_client_used(host: str) -> None:
+    request = RestRequest("GET", "/", {}, {"host": host})
+    assert as_reached(request, "https://127.0.0.1:9/a%2Fb?c=d") == f"https://{host}/a%2Fb?c=d"
+    assert as_reached(request, "ws://[::1]:9/a") == f"ws://{host}/a"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", ":", ":80", "localhost", "127.0.0.1", "[::1]", "localhost:", "localhost:0", "localhost:65536"),
+        *(
+            "localhost:-1",
+            "localhost:+1",
+            "localhost:1_0",
+            "localhost:8 ",
+            "localhost:\u0661",
+            "localhost:1:2",
+        ),
+        *("localhost.evil.example:80", "evil.example:80", "user@localhost:80", "localhost/x:80", "h:1"),
+        *("10.0.0.1:80", "0.0.0.0:80", "127.1:80", "0127.0.0.1:80", "::1:80", "[::]:80", "[::1%lo]:80"),
+        *("[fe80::1]:80", "[127.0.0.1]:80", "[::1:80", "localhost:80, localhost:81", "localhost\r\n:80"),
+    ],
+)
+def test_no_other_host_is_believed(host: str) -> None:
+    assert as_reached(RestRequest("GET", "/", {}, {"host": host}), "ws://h:1/a") == "ws://h:1/a"
+
+
+def test_a_request_may_have_no_host() -> None:
+    assert as_reached(RestRequest("GET", "/", {}, {}), "ws://h:1/a") == "ws://h:1/a"
+
+
+def test_every_address_in_an_answer_is_the_one_the_client_used(service: RestService) -> None:
+    near, far = {"host": "localhost:5"}, {"host": "elsewhere:5"}
+    for headers, own in ((near, "localhost:5"), (far, "h:1")):
+        registered = good(ask(service, "POST", "/datachannel/a", {"deviceUrl": "d"}, **headers))
+        assert registered["webSocketUrl"] == f"ws://{own}/a"
+        catalog = good(ask(service, "GET", "/u2c/api/v1/catalog?format=hostmap", **headers))
+        assert catalog["serviceLinks"]["wdm"] == f"http://{own}/wdm/api/v1"
+    device = good(ask(service, "POST", "/wdm/api/v1/devices", DEVICE, **near))
+    key = device["url"].rpartition("/")[2]
+    path = f"/wdm/api/v1/devices/{key}"
+    assert (device["url"], device["webSocketUrl"]) == (f"http://localhost:5{path}", f"ws://localhost:5/{key}")
+    there = {**device, "url": f"http://h:1{path}", "webSocketUrl": f"ws://h:1/{key}"}
+    assert good(ask(service, "GET", "/wdm/api/v1/devices", **far)) == {"devices": [there]}
+    assert good(ask(service, "GET", "/wdm/api/v1/devices", **near)) == {"devices": [device]}
+    assert good(ask(service, "PUT", path, device, **far)) == there
+    assert good(ask(service, "PUT", path, there, **near)) == device

@@ -16,6 +16,7 @@ import trustme
 import websocket
 
 from llm_sessions import ConnectionPool
+from llm_sessions.testing.proxy import FaultProxy
 from llm_sessions.testing.rest import DEVICE_KEYS
 from llm_sessions.testing.server import LocalServer, ServerTimeout, make_token
 from llm_sessions.testing.server_rest import RestVerbs
@@ -187,6 +188,47 @@ def test_shutdown_frame(server: LocalServer, pool: ConnectionPool) -> None:
     assert server.shutdown_frame("b") == 0 and server.shutdown_frame("a") == 1
     assert connection.sent[-1] == {"type": "shutdown"}
     server.wait_live("a", count=1)
+
+
+# --- through a proxy
+
+
+def test_who_registers_through_a_proxy_stays_on_it(
+    server: LocalServer, client: Client, pool: ConnectionPool
+) -> None:
+    with FaultProxy(server) as proxy:
+        registered = client.post(proxy.url(server.datachannel_url("a")), json={"deviceUrl": "d"}).json()
+        assert registered["webSocketUrl"] == proxy.url(server.url("a"))
+        session = pool.connect(registered["webSocketUrl"], "a")
+        [_, link] = proxy.live()  # the first is REST's
+        proxy.reset(on=[link])
+        server.wait_for(lambda: len(server.connections("a")) == 2, LONG)
+        session.wait_online()
+        assert len(proxy.connections) == 3, "the session reconnects through the proxy as well"
+        client.close()
+        pool.close()
+
+
+def test_devices_and_services_are_where_each_client_found_them(server: LocalServer, client: Client) -> None:
+    with FaultProxy(server) as proxy:
+        here, there = server.base_url, proxy.url(server.base_url)
+        made = client.post(there + DEVICES, json=DEVICE).json()
+        assert made["url"].startswith(f"{there}{DEVICES}/")
+        [direct] = client.get(here + DEVICES).json()["devices"]
+        assert made["url"] == proxy.url(direct["url"]) != direct["url"]
+        assert made["webSocketUrl"] == proxy.url(direct["webSocketUrl"]) != direct["webSocketUrl"]
+        assert client.put(made["url"], json=made).json() == made
+        for base in (here, there):
+            catalog = client.get(f"{base}/u2c/api/v1/catalog?format=hostmap").json()
+            assert catalog["serviceLinks"]["wdm"] == f"{base}/wdm/api/v1"
+        assert client.delete(made["url"]).status_code == 204
+        client.close()
+
+
+def test_a_host_that_is_not_this_machine_is_not_believed(server: LocalServer, client: Client) -> None:
+    for host in ("evil.example:80", "localhost", "127.0.0.1"):
+        answer = client.post(server.datachannel_url("a"), json={"deviceUrl": "d"}, headers={"Host": host})
+        assert answer.json()["webSocketUrl"] == server.url("a")
 
 
 # --- faults
