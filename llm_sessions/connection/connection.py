@@ -88,8 +88,6 @@ class Connection:
         self._overdue = 0  # bytes read since a deadline passed
         self._resumed = threading.Event()  # set by `resume`, taken back by the reader
         self._bytes_in = 0
-        # Counted under the lock.
-        self._messages_out = 0
         self._before_frames = 0  # bytes that the opening handshake wrote
 
     # -- opening ----------------------------------------------------------------------------------------
@@ -121,8 +119,8 @@ class Connection:
             open_deadline=deadline.at,
         )
         with self._lock:
+            self._before_frames = self._stream.written  # first: `traffic` takes no lock
             self._protocol = protocol
-            self._before_frames = self._stream.written
         try:
             self._threads.spawn(lambda: self._read(protocol, glued), f"llm-reader[{self._name}]")
         except RuntimeError as exc:
@@ -188,7 +186,7 @@ class Connection:
         while protocol.ended is None:
             now = self._clock()
             if self._full_since is not None:
-                self._ask_again(protocol, now)
+                self._resume_or_ask(protocol, now)
             reading = protocol.closing or not (self._full_since is not None or self._stuck(now))
             left = self._time_left(protocol, now)
             # An answer that came in time may still lie unread, behind others or because this process was
@@ -254,7 +252,7 @@ class Connection:
             with self._lock:
                 protocol.pause(now)
 
-    def _ask_again(self, protocol: MercuryProtocol, now: float) -> None:
+    def _resume_or_ask(self, protocol: MercuryProtocol, now: float) -> None:
         assert self._full_since is not None
         if not self._resumed.is_set():
             if now - self._full_since < _ASK_AGAIN:
@@ -289,7 +287,7 @@ class Connection:
         if protocol is None:
             return Traffic()
         written = self._stream.written - self._before_frames
-        return Traffic(self._messages_out, self._bytes_in, written, protocol.acks)
+        return Traffic(self._bytes_in, written, protocol.acks)
 
     def send(self, payload: bytes, timeout: float | None) -> None:
         with self._lock:
@@ -304,8 +302,6 @@ class Connection:
             ) from exc
         except StreamError as exc:
             raise LinkBroken("the connection ended before the message was written", started=True) from exc
-        with self._lock:
-            self._messages_out += 1
 
     def close(self, code: int | None, reason: str | None) -> None:
         protocol = self._protocol

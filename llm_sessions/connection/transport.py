@@ -90,20 +90,17 @@ class Traffic:
     """What a link has carried, from its first frame on.
 
     Attributes:
-        messages_out: Messages that `send` has written.
         bytes_in: Bytes of frames read.
         bytes_out: Bytes of frames written.
         acks: Messages acknowledged.
     """
 
-    messages_out: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     acks: int = 0
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(
-            self.messages_out + other.messages_out,
             self.bytes_in + other.bytes_in,
             self.bytes_out + other.bytes_out,
             self.acks + other.acks,

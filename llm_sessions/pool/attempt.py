@@ -33,7 +33,8 @@ class Attempt:
         number: Counts the attempts of this run, from 1.
         failures: How many of them have failed.
         outcome: None once the session is online, or the error that ended the run.
-        over: Whether its connector has ended.
+        started: Whether it has a connector.
+        over: Whether that has ended.
         held: Whether the library itself keeps it going, so that no caller's leaving ends it.
         link: The socket that is being made, from before its first packet until it is ready or ended.
         target: Where that one goes; before the first attempt, where the lost socket went.
@@ -64,7 +65,7 @@ class Attempt:
         self.rejected = rejected
         self.stale: Exception | None = None
         self.number = self.failures = 0
-        self.held = self.over = False
+        self.held = self.started = self.over = False
         self.link: Link | None = None
         self.target: Target | None = None
         self.token = ""

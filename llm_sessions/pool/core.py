@@ -164,7 +164,7 @@ class SessionCore:
             return
         attempt.cancel()
         attempt.outcome.set_exception(error)
-        if not attempt.over:
+        if attempt.started and not attempt.over:
             self.env.abandon(attempt)
         if attempt.link is not None:
             self._let_go(attempt.link)
@@ -233,7 +233,7 @@ class SessionCore:
                 reconnects=tally.reconnects,
                 switchovers=tally.switchovers,
                 messages_in=tally.messages_in,
-                messages_out=traffic.messages_out,
+                messages_out=tally.messages_out,
                 bytes_in=traffic.bytes_in,
                 bytes_out=traffic.bytes_out,
                 acks=traffic.acks,

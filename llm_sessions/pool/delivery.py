@@ -8,17 +8,18 @@ The inbox for `receive` is the exception, for nobody says when `receive` is not 
 holds up reading only as long as nobody else takes messages. Otherwise its oldest ones are dropped.
 
 An iterator that nobody uses any more is known by its inbox having been collected. That happens on any thread
-at any moment, so nothing is done about it there: a reader that is held asks again once a second.
+at any moment, under any lock, so nothing is done about it there: a reader that is held asks again once a
+second. For the same reason closing one takes no lock: a generator around it is closed by its collection.
 """
 
 from __future__ import annotations
 
-import threading
+import _thread
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .._sync import Deadline, Lock
+from .._sync import Lock
 from ..connection.transport import Link
 from .dispatch import Dispatcher
 from .inbox import Inbox
@@ -31,8 +32,8 @@ __all__ = ["Delivery"]
 
 
 class Delivery:
-    """One session's dispatcher and inboxes. The session's lock guards them: what does not take it itself
-    (`has_room`, `take`, `close`) is called under it.
+    """One session's dispatcher and inboxes. The session's lock guards them. `has_room` and `take` take it,
+    `close` needs none; all else is called with the lock held.
 
     Args:
         session_id: For names and logs.
@@ -43,7 +44,7 @@ class Delivery:
 
     def __init__(self, session_id: str, lock: Lock, listeners: ListenerTable, env: Environment) -> None:
         self._lock = lock
-        self._arrived = threading.Condition(lock)
+        self._clock = env.clock
         self._limit = env.config.queue_size
         self._drop_oldest = env.config.when_full == "drop_oldest"
         self.dispatcher = Dispatcher(
@@ -74,9 +75,9 @@ class Delivery:
             Whether to go on reading, and whether the dispatcher must be started.
         """
         if batch and (self._kept is not None or self._streams):
+            now = self._clock()
             for inbox in self._inboxes():
-                inbox.put(batch)
-            self._arrived.notify_all()
+                inbox.put(batch, now)
         start = self.dispatcher.put_batch(batch)
         if self._room():
             self._held.discard(link)
@@ -98,13 +99,13 @@ class Delivery:
         self._ending = error, ours
         for inbox in self._inboxes():
             inbox.end(error, ours)
-        self._arrived.notify_all()
 
     def revive(self) -> None:
-        """Hear that the session is being connected: what `receive` did not fetch before is forgotten."""
+        """Hear that the session is being connected: what `receive` did not fetch before is dropped."""
         self._ending = None
         if self._kept is not None and self._kept.over:
-            self._kept = Inbox(self._limit)
+            self._dropped += len(self._kept)
+            self._kept = Inbox(self._lock, self._limit)
 
     @property
     def held(self) -> bool:
@@ -129,22 +130,22 @@ class Delivery:
             if inbox is not None:
                 yield inbox
 
+    def _open_streams(self) -> tuple[weakref.ref[Inbox], ...]:
+        found = [(stream, stream()) for stream in self._streams]
+        return tuple(stream for stream, inbox in found if inbox is not None and not inbox.over)
+
     def _room(self) -> bool:
         """Make room where that is the rule; say whether there is room everywhere."""
         full = self.dispatcher.full
         if self._kept is None and not self._streams:
             return not full
         shared = self.dispatcher.wanted
-        live: list[weakref.ref[Inbox]] = []
+        self._streams = self._open_streams()
         for stream in self._streams:
             inbox = stream()
-            if inbox is None or inbox.over:
-                continue
-            live.append(stream)
-            shared = True
-            full = self._is_full(inbox, self._drop_oldest) or full
-        if len(live) != len(self._streams):
-            self._streams = tuple(live)
+            if inbox is not None:
+                shared = True
+                full = self._is_full(inbox, self._drop_oldest) or full
         if self._kept is not None:
             full = self._is_full(self._kept, self._drop_oldest or shared) or full
         return not full
@@ -176,7 +177,7 @@ class Delivery:
         # Whoever waits on one that ended hears of the end that woke him; later callers, of the newest.
         stale = kept is not None and kept.over and not len(kept) and ending != (kept.error, kept.ours)
         if kept is None or stale:
-            kept = self._kept = Inbox(self._limit)
+            kept = self._kept = Inbox(self._lock, self._limit)
             if ending is not None:
                 kept.end(*ending)
         return kept
@@ -187,33 +188,84 @@ class Delivery:
         It is over from the start if the session has ended for good. If we disconnected it, the next connect
         is waited for.
         """
-        inbox = Inbox(limit)
+        inbox = Inbox(self._lock, limit)
         if self._ending is not None and not self._ending[1]:
             inbox.end(*self._ending)
-        self._streams = (*self._streams, weakref.ref(inbox))
+        self._streams = (*self._open_streams(), weakref.ref(inbox))
         return inbox
 
-    def take(self, inbox: Inbox, deadline: Deadline) -> dict[str, Any] | None:
-        """Wait for a message; return None if none came in time or none is going to come."""
-        links: tuple[Link, ...] = ()
+    def take(
+        self, inbox: Inbox, timeout: float | None, *, ends: bool
+    ) -> tuple[dict[str, Any] | None, Exception | None]:
+        """Wait for a message.
+
+        Args:
+            inbox: Where.
+            timeout: Seconds; None for no limit.
+            ends: Whether the inbox is over, for all who share it, once nothing has been put for so long.
+                Otherwise the time is this caller's own.
+
+        Returns:
+            The message. Without one, what the inbox ended with, or None if the time ran out or it was ours.
+        """
+        message, links = None, tuple[Link, ...]()
         try:
             with self._lock:
-                self._arrived.wait_for(lambda: len(inbox) or inbox.over, deadline.left())
+                inbox.takers += 1
+                try:
+                    self._await(inbox, timeout, ends)
+                finally:
+                    inbox.takers -= 1
+                was_full = inbox.full
                 message = inbox.take()
-                links = self._resumable()
-            return message
+                if was_full and not inbox.full:
+                    links = self._resumable()
+                return message, inbox.error if message is None else None
+        except BaseException:
+            with self._lock:  # Ctrl-C: somebody else may be woken for what was meant for this caller
+                if message is not None:
+                    inbox.put_back(message)
+                inbox.arrived.notify()
+            raise
         finally:
             for link in links:
                 link.resume()
 
+    def _await(self, inbox: Inbox, timeout: float | None, ends: bool) -> None:
+        began = self._clock()
+        while not inbox.settled:
+            left = None
+            if timeout is not None:
+                left = (max(began, inbox.newest) if ends else began) + timeout - self._clock()
+                if left <= 0:
+                    if ends:
+                        inbox.end(None, ours=True)
+                    return
+            inbox.arrived.wait(left)
+
     def close(self, inbox: Inbox) -> None:
-        """Take back a subscription: its messages are forgotten and hold up nobody."""
-        links: tuple[Link, ...] = ()
+        """Take back a subscription: its messages are forgotten, and it holds up nobody.
+
+        Takes no lock and waits for nothing, for it may run in a finalizer.
+        """
         try:
-            with self._lock:
-                inbox.discard()
-                self._arrived.notify_all()
-                links = self._resumable()
-        finally:
-            for link in links:
-                link.resume()
+            self._close(inbox)
+        except BaseException:
+            self._close(inbox)  # Ctrl-C in between: those who share it must hear of its end all the same
+            raise
+
+    def _close(self, inbox: Inbox) -> None:
+        inbox.discard()
+        if inbox.takers or self._held:
+            try:
+                # Not the threading module's: starting one of those takes locks that may be held right here.
+                _thread.start_new_thread(self._settle, (inbox,))
+            except RuntimeError:
+                pass  # no thread to be had: the held reader asks again, and takers look at the next message
+
+    def _settle(self, inbox: Inbox) -> None:
+        with self._lock:
+            inbox.arrived.notify_all()
+            links = self._resumable()
+        for link in links:
+            link.resume()

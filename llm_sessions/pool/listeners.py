@@ -37,9 +37,6 @@ class ListenerTable:
         self.version = 0
         self.want_messages = False  # some listen to messages, not only to state events
 
-    def __bool__(self) -> bool:
-        return bool(self._by_name)
-
     def add(self, name: str, callback: Callback, *, once: bool = False) -> None:
         """Register a callback; the same one may be registered several times.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from functools import partial
-from typing import Any
 
 from .._sync import Deadline
 from ..errors import (
@@ -230,14 +229,12 @@ class SessionMachine(SessionReports):
         """Return the next message that `receive` has not returned yet; see `Session.receive`."""
         self.env.check_process()
         self.refuse_pulling("receive()")
-        deadline = Deadline(timeout, self.env.clock)
         with self._lock:
             self._check_usable()
             inbox = self._delivery.kept()
-        raw = self._delivery.take(inbox, deadline)
+        raw, error = self._delivery.take(inbox, timeout, ends=False)
         if raw is not None:
             return Envelope(self.session_id, raw)
-        error = inbox.error
         if error is not None:
             raise fresh_copy(error) from error.__cause__
         raise WaitTimeout(self.session_id, f"no message within {timeout} s")
@@ -249,9 +246,25 @@ class SessionMachine(SessionReports):
             self._check_usable()
             return self._delivery.subscribe(self.env.config.queue_size if limit is None else limit)
 
-    def take(self, inbox: Inbox, deadline: Deadline) -> dict[str, Any] | None:
-        """Wait for a message of an inbox; None if none came in time or none is going to come."""
-        return self._delivery.take(inbox, deadline)
+    def fetch(self, inbox: Inbox, timeout: float | None) -> Envelope | None:
+        """Wait for a message of an inbox; None once it is over, quietly.
+
+        Raises:
+            SessionError: The session's error, if it has ended for good.
+        """
+        self.env.check_process()
+        self.refuse_pulling("messages()")
+        raw, error = self._delivery.take(inbox, timeout, ends=True)
+        if raw is not None:
+            return Envelope(self.session_id, raw)
+        if error is not None and not inbox.ours:
+            raise fresh_copy(error) from error.__cause__
+        return None
+
+    def count_sent(self) -> None:
+        """Count a message that `Session.send` has sent."""
+        with self._lock:
+            self._count.messages_out += 1
 
     def close_inbox(self, inbox: Inbox) -> None:
         """Take a subscription back."""

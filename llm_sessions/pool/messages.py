@@ -5,11 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .._sync import Deadline
-from ..errors import fresh_copy
-from ..protocol.envelope import Envelope
-
 if TYPE_CHECKING:
+    from ..protocol.envelope import Envelope
     from .inbox import Inbox
     from .machine import SessionMachine
 
@@ -38,27 +35,24 @@ class Messages:
         return self
 
     def __next__(self) -> Envelope:
-        """Wait for the next message, at most for the iterator's timeout.
+        """Wait for the next message.
 
         Raises:
-            StopIteration: If none came in time, the session was disconnected by us, or `close` was called.
+            StopIteration: If no message came to the session for the iterator's timeout, it was disconnected
+                by us, or `close` was called.
             SessionError: The session's error, if it has ended for good.
             LocalProtocolError: If called on the session's own dispatcher, connector or reader thread.
         """
-        machine, inbox = self._machine, self._inbox
-        machine.env.check_process()
-        machine.refuse_pulling("messages()")
-        raw = machine.take(inbox, Deadline(self._timeout, machine.env.clock))
-        if raw is not None:
-            return Envelope(machine.session_id, raw)
-        error = inbox.error if not inbox.ours else None
-        self.close()
-        if error is not None:
-            raise fresh_copy(error) from error.__cause__
-        raise StopIteration
+        envelope = self._machine.fetch(self._inbox, self._timeout)
+        if envelope is None:
+            raise StopIteration
+        return envelope
 
     def close(self) -> None:
-        """End it: waiting messages are forgotten, and whoever waits for one is told that there is none."""
+        """End it: waiting messages are forgotten, and whoever waits for one is told that there is none.
+
+        Waits for nothing; may be called anywhere, in finalizers, too.
+        """
         if not self._machine.env.forked:
             self._machine.close_inbox(self._inbox)
 

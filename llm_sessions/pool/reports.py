@@ -63,6 +63,7 @@ class SessionReports(SessionCore):
             finally:
                 self._connector_ended(attempt)
 
+        attempt.started = True
         try:
             self.env.threads.spawn(run, f"llm-connector[{self.session_id}]")
         except BaseException as exc:
@@ -224,10 +225,9 @@ class SessionReports(SessionCore):
         messages = [event for event in events if type(event) is dict]
         if len(messages) == len(events):
             return self._report(self._received, link, messages)
-        room = True
         for event in events:
-            room = self._report(self._received, link, event) and room
-        return room
+            self._report(self._received, link, event)
+        return self._report(self._received, link, [])  # room may have come and gone in between
 
     def _received(self, effects: Effects, link: Link, event: Event | list[dict[str, Any]]) -> bool:
         if link not in self._links:

@@ -139,6 +139,7 @@ class Session:
             if exc.started:
                 raise ConnectionLost(self.id, 1006, str(exc)) from exc.__cause__
             raise NotOnline(self.id, str(exc)) from exc.__cause__
+        machine.count_sent()
 
     def receive(self, timeout: float | None = None) -> Envelope:
         """Return the next message; wait for it if there is none.
@@ -146,7 +147,8 @@ class Session:
         From the first call on, messages that come between calls are kept for the next one: up to the pool's
         `queue_size`. Beyond that `when_full` applies, but `block` stops reading only while nobody else, a
         listener or an iterator of `messages`, takes the session's messages; otherwise the oldest kept ones
-        are dropped. An explicit disconnect forgets what is left, once the session is connected again.
+        are dropped. When the session is connected anew, after a disconnect or its end, what is left is
+        dropped, too.
 
         Calls from several threads share the messages among them. Listeners and `messages` get them as well.
 
@@ -169,10 +171,12 @@ class Session:
         """Return an iterator over the messages that come from now on; also a context manager that ends it.
 
         It ends quietly when no message came for `timeout` seconds, and when the session is disconnected by
-        us. What came before is handed out first. On a session that is idle it waits for the connect.
+        us. It raises the session's error when that ends for good. What came before is handed out first. On
+        a session that is idle it waits for the connect.
 
         Args:
-            timeout: Seconds to wait for each message; None for no limit.
+            timeout: Seconds without a message, however many threads share the iterator, after which it
+                ends; None for no limit. The time that a slow consumer takes does not count.
             maxsize: Messages that may wait in it before `when_full` applies; None for the pool's
                 `queue_size`.
 
@@ -180,8 +184,6 @@ class Session:
             ConfigurationError: If an argument cannot be used.
             LocalProtocolError: If called on the session's own dispatcher, connector or reader thread.
             PoolClosed
-
-        The iterator raises the session's error if it ends for good.
         """
         seconds = check_timeout(timeout, None)
         if maxsize is not None:

@@ -19,12 +19,14 @@ class Counts:
         attempts: Attempts to connect, failed ones included.
         reconnects: Times that a session came back online after its connection was lost.
         switchovers: Times that a new socket took over before the server closed the old one.
-        messages_in: Messages received; pongs and what is counted below as unusable or repeated are not.
+        messages_in: Messages received, but for pongs, the server's shutdown announcement, and what is
+            counted as unusable or repeated.
         messages_out: Messages sent by `Session.send`.
         bytes_in: Bytes of WebSocket frames read, before TLS.
         bytes_out: Bytes of WebSocket frames written, before TLS.
-        acks: Messages acknowledged, pongs included.
-        dropped: Messages that a full queue dropped; one that several queues dropped counts for each.
+        acks: Messages acknowledged, pongs included; the last ones may not have been written yet.
+        dropped: Messages that a full queue dropped, or that were kept for `receive` and not fetched before
+            the session was connected anew; one that several queues dropped counts for each.
         unusable: Messages dropped because they were not JSON objects, or too large.
         repeated: Messages that came on both sockets of a switchover, and were delivered once.
         sequence_gaps: Times that a numbered message was not the one that had to follow.
@@ -129,6 +131,7 @@ class Tally:
     __slots__ = (
         "attempts",
         "messages_in",
+        "messages_out",
         "reconnects",
         "repeated",
         "sequence_gaps",
@@ -137,5 +140,5 @@ class Tally:
     )
 
     def __init__(self) -> None:
-        self.attempts = self.messages_in = self.reconnects = self.switchovers = 0
+        self.attempts = self.messages_in = self.messages_out = self.reconnects = self.switchovers = 0
         self.repeated = self.sequence_gaps = self.unusable = 0

@@ -184,10 +184,12 @@ def qualified_name(name: str, session_id: str, default_session_id: str) -> str:
 
 
 def names_of(event_type: object) -> tuple[str, ...]:
-    """Return the plain names under which an envelope with this `data.eventType` is announced, in order."""
+    """Return the plain names under which an envelope with this `data.eventType` is announced, in order.
+
+    Never one of `STATE_EVENTS`: who listens to those gets their own payloads.
+    """
     if not isinstance(event_type, str) or not event_type:
         return ("event",)
     namespace = event_type.partition(".")[0]
-    if namespace == event_type:
-        return ("event", f"event:{namespace}")
-    return ("event", f"event:{namespace}", f"event:{event_type}")
+    names = f"event:{namespace}", f"event:{event_type}"
+    return ("event", *(name for name in dict.fromkeys(names) if name not in STATE_EVENTS))

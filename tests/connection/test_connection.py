@@ -929,7 +929,7 @@ def test_traffic_is_frames_without_the_handshake(
     outbox = link._stream._outbox
     eventually(lambda: outbox.written == outbox.posted)  # a peer may read it before it is counted
     before = link.traffic
-    assert before.messages_out == 0 and before.acks == 2 and before.bytes_out < 1000
+    assert before.acks == 2 and before.bytes_out < 1000
     for n in range(10):
         server.send_text(f'{{"id":"m{n}"}}')
         owner.wait_message(f"m{n}")
@@ -939,7 +939,7 @@ def test_traffic_is_frames_without_the_handshake(
     server.wait_for(lambda: "m9" in connection.acks and message in connection.received)
     eventually(lambda: outbox.written == outbox.posted)
     after = link.traffic
-    assert after.messages_out == 1 and after.acks == before.acks + 10
+    assert after.acks == before.acks + 10
     assert after.bytes_in - before.bytes_in == 10 * (2 + len(b'{"id":"m0"}'))
     acks = 10 * (2 + 4 + len(b'{"messageId":"m0","type":"ack"}'))
     assert after.bytes_out - before.bytes_out == acks + 2 + 4 + len(payload)

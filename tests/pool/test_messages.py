@@ -25,8 +25,9 @@ from llm_sessions import (
     WaitTimeout,
     _fork,
 )
+from llm_sessions.pool.inbox import Inbox
 from tests.pool.support import URL, machine_of, nothing, refuse
-from tests.support import SHORT, Background, FakeLink, FakeTransport, Recorder, eventually, run_together
+from tests.support import LONG, SHORT, Background, FakeLink, FakeTransport, Recorder, eventually, run_together
 
 Make = Callable[..., tuple[ConnectionPool, FakeTransport]]
 
@@ -43,8 +44,8 @@ def online(make: Make, **config: Any) -> tuple[ConnectionPool, FakeLink, Session
 
 def fetching(session: Session, *calls: Background) -> None:
     """Wait until so many callers wait for a message."""
-    arrived = machine_of(session)._delivery._arrived
-    eventually(lambda: len(arrived._waiters) >= len(calls), "they do not wait")  # type: ignore[attr-defined]
+    delivery = machine_of(session)._delivery
+    eventually(lambda: sum(one.takers for one in delivery._inboxes()) >= len(calls), "they do not wait")
 
 
 # -- receive ------------------------------------------------------------------------------------------------
@@ -278,6 +279,86 @@ def test_closing_the_iterator_wakes_whoever_waits_on_it(make: Make) -> None:
     assert list(messages) == [] and not machine_of(session)._delivery._streams
 
 
+def test_an_iterator_ends_once_nothing_came_for_its_timeout_however_many_share_it(make: Make) -> None:
+    """The one who gets nothing, because others do, must not end it for them."""
+    pool, transport = make()
+    session = pool.connect(URL)
+    (link,), now = transport.links, [0.0]
+    delivery = machine_of(session)._delivery
+    delivery._clock = lambda: now[0]
+    messages = session.messages(timeout=10)
+    inbox = messages._inbox
+    waited: list[float | None] = []
+    wait = inbox.arrived.wait
+
+    def counted(timeout: float | None) -> bool:
+        waited.append(timeout)
+        return wait(LONG)
+
+    inbox.arrived.wait = counted  # type: ignore[method-assign]
+    calls = [Background(lambda: next(messages).id) for _ in range(2)]
+    fetching(session, *calls)
+    now[0] = 9.0
+    bring(link, 1)
+    eventually(lambda: any(call.done for call in calls))
+    now[0] = 18.9
+    with machine_of(session)._lock:
+        inbox.arrived.notify_all()
+    eventually(lambda: len(waited) == 3)
+    assert waited[:2] == [10.0, 10.0] and waited[2] == pytest.approx(0.1)
+    now[0] = 19.0
+    with machine_of(session)._lock:
+        inbox.arrived.notify_all()
+    eventually(lambda: all(call.done for call in calls))
+    assert sorted(str(call._error or call._outcome) for call in calls) == ["", "1"]
+    assert "ended" in repr(messages)
+
+
+def test_a_message_that_came_before_the_end_is_handed_out_before_it(make: Make) -> None:
+    """Both come between a timeout and the look at what came of it."""
+    _, link, session = online(make)
+    messages = session.messages(0)
+    with pytest.raises(WaitTimeout):
+        session.receive(0)
+    delivery = machine_of(session)._delivery
+    wait = delivery._await
+
+    def too_late(inbox: Inbox, timeout: float | None, ends: bool) -> None:
+        wait(inbox, timeout, ends)
+        if not strikes:
+            strikes.append(1)
+            delivery.put(link, [{"id": 1}])
+            delivery.rest(ConnectionLost("s", 1003, "no"), ours=False)
+
+    strikes: list[int] = []
+    delivery._await = too_late  # type: ignore[method-assign]
+    assert session.receive(0).id == 1
+    with pytest.raises(ConnectionLost):
+        session.receive(0)
+    assert next(messages).id == 1
+    with pytest.raises(ConnectionLost):
+        next(messages)
+
+
+def test_a_generator_around_an_iterator_may_be_collected_under_the_sessions_lock(make: Make) -> None:
+    _, link, session = online(make)
+
+    def stream() -> Any:
+        with session.messages(maxsize=1) as messages:
+            yield from messages
+
+    generator = stream()
+    bring(link, 0)
+    call = Background(lambda: next(generator))
+    eventually(lambda: machine_of(session)._delivery._streams)
+    assert bring(link, 1, 2, 3) is False
+    assert call.result().id == 1
+    with machine_of(session)._lock:
+        generator.close()  # what the garbage collector does, wherever it runs
+    eventually(lambda: link.resumed == 1)
+    assert session.stats().queue_depth == 0
+
+
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, "many"])
 def test_maxsize_is_a_count(make: Make, bad: Any) -> None:
     _, _, session = online(make)
@@ -411,7 +492,8 @@ def test_t4_a_full_iterator_that_is_done_with_lets_reading_go_on(make: Make, end
         call.result()
         assert not session.stats().paused
         return
-    assert link.resumed == 1 and bring(link, 4) is True
+    eventually(lambda: link.resumed == 1)
+    assert bring(link, 4) is True
 
 
 def test_t4_receive_holds_the_reader_while_it_is_the_only_one(make: Make) -> None:

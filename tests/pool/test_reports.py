@@ -14,6 +14,7 @@ from llm_sessions import (
     Offline,
     Replaced,
 )
+from llm_sessions.connection.transport import Link
 from llm_sessions.protocol.mercury import (
     Dropped,
     LatencyMeasured,
@@ -456,6 +457,29 @@ def test_t4_disconnect_returns_while_a_reader_is_paused(make: Make) -> None:
     gate.open()
     recorder.wait("disconnected")
     assert recorder.names == ["event", "event", *GOODBYE], "what came before the close is delivered before it"
+
+
+def test_t4_a_read_that_brought_more_than_messages_is_not_paused_for_nothing(make: Make) -> None:
+    """Room comes back in the middle of it: what counts is whether there is room at its end."""
+    pool, transport = make(queue_size=2)
+    session = pool.connect(URL)
+    (link,) = transport.links
+    recorder = Recorder().listen(session, "event")
+    delivery, fulls = machine_of(session)._delivery, iter([True])
+    put = delivery.put
+
+    def put_and_drain(link: Link, batch: list[dict[str, object]]) -> tuple[bool, bool]:
+        room, start = put(link, batch)
+        if not room and next(fulls, False):
+            delivery.dispatcher._full = False  # its thread has come that far, and not yet to `has_room`
+        return room, start
+
+    delivery.put = put_and_drain  # type: ignore[method-assign]
+    events = [{"id": 1}, {"id": 2}, {"id": 3}, SequenceGap(9, 4), {"id": 9}]
+    room = link.owner.link_received(link, events)
+    assert next(fulls, False) is False
+    assert room is (link not in delivery._held), "who is told to pause must be resumed"
+    assert [envelope.id for envelope in recorder.wait("event", 4)] == [1, 2, 3, 9]
 
 
 def test_t4_dropping_is_warned_of_once_per_session(make: Make, caplog: pytest.LogCaptureFixture) -> None:

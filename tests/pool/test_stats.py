@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from llm_sessions import ConnectionPool, ConnectTimeout, PoolStats, SessionState, SessionStats, StaticToken
+from llm_sessions import (
+    ConnectionPool,
+    ConnectTimeout,
+    NotOnline,
+    PoolStats,
+    SessionState,
+    SessionStats,
+    StaticToken,
+)
 from llm_sessions.connection.transport import Traffic
 from llm_sessions.pool.stats import COUNTED, Counts, added, pool_stats
 from llm_sessions.protocol.mercury import Dropped, LatencyMeasured, SequenceGap
@@ -78,33 +86,33 @@ def test_traffic_is_that_of_all_links_and_none_is_counted_twice(make: Make) -> N
     pool, transport = make()
     session = pool.connect(URL)
     first = transport.links[0]
-    first.traffic = Traffic(1, 20, 300, 4)
+    first.traffic = Traffic(20, 300, 4)
     assert session.stats().bytes_in == 20
     announce_shutdown(first)
     second = transport.wait_links(2)[1]
     eventually(lambda: session.stats().switchovers == 1)
-    second.traffic = Traffic(1, 1, 1, 1)
+    second.traffic = Traffic(1, 1, 1)
 
-    def traffic() -> tuple[int, int, int, int]:
+    def traffic() -> tuple[int, int, int]:
         now = session.stats()
-        return now.messages_out, now.bytes_in, now.bytes_out, now.acks
+        return now.bytes_in, now.bytes_out, now.acks
 
-    assert traffic() == (2, 21, 301, 5), "the retired socket still counts"
-    first.traffic = Traffic(1, 30, 300, 4)
+    assert traffic() == (21, 301, 5), "the retired socket still counts"
+    first.traffic = Traffic(30, 300, 4)
     first.end(4001)
-    assert traffic() == (2, 31, 301, 5)
+    assert traffic() == (31, 301, 5)
     second.end(1006)
     transport.wait_links(3)
     session.wait_online()
-    transport.links[2].traffic = Traffic(0, 0, 0, 1)
+    transport.links[2].traffic = Traffic(0, 0, 1)
     pool.disconnect()
-    assert traffic() == (2, 31, 301, 6)
+    assert traffic() == (31, 301, 6)
     assert session.stats().reconnects == 1
 
 
 def test_traffic_of_a_candidate_that_is_given_up_does_not_vanish(make: Make) -> None:
     _, transport, session, _ = switching(make)
-    transport.links[1].traffic = Traffic(0, 7, 9, 0)
+    transport.links[1].traffic = Traffic(7, 9, 0)
     assert session.stats().bytes_in == 7
     transport.links[0].end(1003)
     assert session.stats().state is S.OFFLINE
@@ -198,15 +206,16 @@ def test_a_pool_sums_up_its_sessions(make: Make) -> None:
         pool.connect(URL, name)
     pool.session("idle")
     for number, link in enumerate(transport.links):
-        link.traffic = Traffic(1, 2, 3, 4 + number)
+        link.traffic = Traffic(2, 3, 4 + number)
         link.owner.link_received(link, [{"id": number}])
+    pool.session("b").send("hello")
     stats = pool.stats()
     assert isinstance(stats, PoolStats)
     assert (stats.name, stats.online, sorted(stats.sessions)) == (pool.name, 2, ["a", "b", "idle"])
     assert nonzero(stats) == {
         "attempts": 2,
         "messages_in": 2,
-        "messages_out": 2,
+        "messages_out": 1,
         "bytes_in": 4,
         "bytes_out": 6,
         "acks": 9,
@@ -222,7 +231,7 @@ def test_what_forgotten_sessions_counted_stays_in_the_pools_sums(make: Make) -> 
     pool, transport = make()
     for _ in range(3):
         session = pool.connect(URL, None)
-        transport.links[-1].traffic = Traffic(1, 1, 1, 1)
+        transport.links[-1].traffic = Traffic(1, 1, 1)
         session.disconnect()
     assert dict(pool.stats().sessions) == {}
     assert (pool.stats().attempts, pool.stats().acks) == (3, 3)
@@ -248,3 +257,29 @@ def test_sums() -> None:
     assert added([Counts(acks=1, dropped=2), Counts(acks=3)]) == Counts(acks=4, dropped=2)
     empty: Any = pool_stats("p", [], Counts(acks=2), 3, 1)
     assert (empty.acks, empty.threads, empty.abandoned_attempts, empty.online) == (2, 3, 1, 0)
+
+
+def test_messages_out_counts_what_was_sent(make: Make) -> None:
+    pool, transport = make()
+    session = pool.connect(URL)
+    session.send("one")
+    session.send({"two": 2})
+    transport.links[0].end(1003)
+    with pytest.raises(NotOnline):
+        session.send("three")
+    assert session.stats().messages_out == 2
+
+
+def test_a_run_whose_connector_was_never_started_is_not_abandoned(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, _ = make()
+    machine = pool.session("s")._machine
+
+    def interrupted(attempt: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine, "_start_connector", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.connect(URL, "s")
+    assert pool.stats().abandoned_attempts == 0 and pool.session("s").state is S.OFFLINE
