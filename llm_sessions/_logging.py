@@ -1,18 +1,27 @@
 """Log records that say which session they are about, and never hold a token.
 
-Logger names are fixed, one a layer (`llm_sessions.pool`, `llm_sessions.connection`, …). The library sets no
-level and installs no handler.
+Logger names are fixed, one a layer (`llm_sessions.pool`, `llm_sessions.connection`, …), and come from
+`get_logger`, whose loggers redact every record: this is the one place that does. The library sets no level
+and installs no handler.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import MutableMapping
-from typing import Any
+import time
+import traceback
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-__all__ = ["SessionLogger", "redact", "without_secrets"]
+__all__ = ["Repeats", "SessionLogger", "get_logger", "know_secret", "redact", "without_secrets"]
+
+_MIN_SECRET: Final = 8  # characters; shorter ones are words, and their loss would garble records
+_MAX_SECRETS: Final = 1024
+_QUIET: Final = 60.0  # seconds in which records that are alike make one line
+
+_known: dict[str, None] = {}  # newest last; single operations on it are atomic
 
 # One pass; no part can match a run of text from more than a few starts, so time is linear in the text.
 # Kept are the groups: a key (its end is enough), its separator and the quote before its value.
@@ -34,8 +43,24 @@ _SECRET = re.compile(
 )
 
 
+def know_secret(secret: str) -> None:
+    """Have a token, or a password, redacted wherever it is found from now on, whatever is around it.
+
+    The newest thousand are known. Ones of less than 8 characters are found by what is around them only.
+    """
+    if len(secret) < _MIN_SECRET:
+        return
+    _known.pop(secret, None)
+    _known[secret] = None
+    while len(_known) > _MAX_SECRETS:
+        _known.pop(next(iter(list(_known))), None)
+
+
 def redact(text: str) -> str:
-    """Return `text` with whatever looks like a credential replaced. The one place that does it."""
+    """Return `text` without known secrets and without whatever looks like a credential."""
+    for secret in list(_known):
+        if secret in text:
+            text = text.replace(secret, "***")
     return _SECRET.sub(_kept, text)
 
 
@@ -55,6 +80,63 @@ def without_secrets(url: str) -> str:
     return f"{parts.scheme}://{host}{f':{port}' if port is not None else ''}{parts.path}"
 
 
+class _Redaction(logging.Filter):
+    """Takes credentials out of every record of the logger that it is added to."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        safe = redact(text)
+        if safe != text:
+            record.msg, record.args = safe, None
+        if record.exc_info and record.exc_info[0] is not None:
+            # Only if it must be: handlers that collect errors want the exception, not its text.
+            trace = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+            safe = redact(trace)
+            if safe != trace:
+                record.exc_info, record.exc_text = None, safe
+        return True
+
+
+_redaction = _Redaction()
+
+
+def get_logger(layer: str) -> logging.Logger:
+    """Return the logger `llm_sessions.<layer>`, whose records are redacted."""
+    logger = logging.getLogger(f"llm_sessions.{layer}")
+    logger.addFilter(_redaction)  # a second time it changes nothing
+    return logger
+
+
+class Repeats:
+    """Thins out records that are alike: the first makes a line, and then at most one a minute does.
+
+    Not thread-safe: guard it.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    __slots__ = ("_clock", "_seen")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[str, tuple[float, int]] = {}  # when there was a line; how many were left out since
+
+    def due(self, kind: str) -> int | None:
+        """Return how many were left out since the last line if there is to be one now, else None."""
+        now = self._clock()
+        said_at, left_out = self._seen.get(kind, (float("-inf"), 0))
+        if now - said_at < _QUIET:
+            self._seen[kind] = said_at, left_out + 1
+            return None
+        self._seen[kind] = now, 0
+        return left_out
+
+    def forget(self) -> None:
+        """Begin anew: the next of every kind makes a line."""
+        self._seen.clear()
+
+
 class SessionLogger(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic only from 3.11 on
     """Prefix records with the session, and put it in `extra` for structured handlers."""
 
@@ -64,3 +146,17 @@ class SessionLogger(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic
         # The id becomes part of the format, where a % in it would take one of the arguments.
         session_id = str(extra.get("session_id")).replace("%", "%%")
         return f"[{session_id}] {msg}", kwargs
+
+    def thinned(
+        self, repeats: Repeats, kind: str, level: int, text: str, *args: object, exc_info: bool = False
+    ) -> Callable[[], None]:
+        """Return what logs a record that may be one of many alike; see `Repeats`.
+
+        The line says how many were left out. Those are logged, too, at DEBUG.
+        """
+        left_out = repeats.due(kind)
+        if left_out is None:
+            level = logging.DEBUG
+        elif left_out:
+            text, args = f"{text} (and %d more like it since the last line)", (*args, left_out)
+        return lambda: self.log(level, text, *args, exc_info=exc_info)

@@ -6,12 +6,16 @@ import logging
 import string
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_sessions._logging import SessionLogger, redact, without_secrets
+from llm_sessions import _logging
+from llm_sessions._logging import Repeats, SessionLogger, get_logger, know_secret, redact, without_secrets
+from tests.support import run_together
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.s1g_-nature"
 
@@ -182,6 +186,131 @@ def test_redacting_takes_linear_time(part: str) -> None:
 )
 def test_t11_a_url_in_a_log_has_no_query_and_no_user(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
+
+
+# -- known secrets, and what every record goes through -----------------------------------------------------
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, None]:
+    """The secrets that are known, none to begin with."""
+    fresh: dict[str, None] = {}
+    monkeypatch.setattr(_logging, "_known", fresh)
+    return fresh
+
+
+def test_t11_a_known_secret_is_gone_wherever_it_is(known: dict[str, None]) -> None:
+    know_secret("ZDI3MGEyYzQtNmFl")
+    assert redact("he said ZDI3MGEyYzQtNmFl, twice: ZDI3MGEyYzQtNmFl") == "he said ***, twice: ***"
+    know_secret("short")
+    assert redact("in short") == "in short" and list(known) == ["ZDI3MGEyYzQtNmFl"]
+
+
+def test_the_newest_thousand_secrets_are_known(known: dict[str, None]) -> None:
+    for number in range(3000):
+        know_secret(f"secret-number-{number}")
+        know_secret("used again and again")
+    assert len(known) == 1024 and "used again and again" in known
+    assert "secret-number-2999" in known and "secret-number-0" not in known
+
+
+def test_secrets_may_come_from_many_threads_while_records_are_written(known: dict[str, None]) -> None:
+    numbers = iter(range(10**6))
+
+    def work() -> None:
+        for _ in range(300):
+            know_secret(f"secret-{next(numbers)}")
+            assert redact("secret-0 and others").endswith("and others")
+
+    assert run_together(8, work) == [None] * 8
+    assert len(known) <= 1024
+
+
+def record_of(caplog: pytest.LogCaptureFixture, log: Callable[[logging.Logger], object]) -> logging.LogRecord:
+    caplog.set_level(logging.DEBUG)
+    log(get_logger("test"))
+    (record,) = caplog.records
+    return record
+
+
+def test_t11_every_record_of_our_loggers_is_redacted(
+    caplog: pytest.LogCaptureFixture, known: dict[str, None]
+) -> None:
+    know_secret("0123456789abcdef")
+    record = record_of(caplog, lambda log: log.info("got %s from %s", "0123456789abcdef", {"token": "abc"}))
+    assert record.getMessage() == "got *** from {'token': '***'}"
+    assert "0123456789abcdef" not in repr(vars(record))
+
+
+def test_a_record_without_secrets_keeps_its_parts(caplog: pytest.LogCaptureFixture) -> None:
+    record = record_of(caplog, lambda log: log.info("%d of %s", 1, "x"))
+    assert (record.msg, record.args) == ("%d of %s", (1, "x"))
+
+
+def test_t11_a_secret_in_a_traceback_is_gone_and_other_exceptions_stay(
+    caplog: pytest.LogCaptureFixture, known: dict[str, None]
+) -> None:
+    know_secret("0123456789abcdef")
+    log = get_logger("test")
+    caplog.set_level(logging.DEBUG)
+    error = ValueError("harmless")
+    try:
+        try:
+            raise KeyError("0123456789abcdef")
+        except KeyError as cause:
+            raise ValueError("could not") from cause
+    except ValueError:
+        log.exception("one")
+    try:
+        raise error
+    except ValueError:
+        log.exception("two")
+    one, two = caplog.records
+    text = logging.Formatter().format(one)
+    assert "KeyError: '***'" in text and "ValueError: could not" in text and one.exc_info is None
+    assert "0123456789abcdef" not in text
+    assert two.exc_info is not None and two.exc_info[1] is error
+    log.info("three", exc_info=True)  # noqa: LOG014  # it must not fail where there is nothing to tell
+    assert "three" in caplog.text
+
+
+def test_every_logger_of_the_library_redacts() -> None:
+    """Also those that a later layer adds: there is no other way to get one."""
+    package = Path(_logging.__file__).parent
+    for path in package.rglob("*.py"):
+        relative = path.relative_to(package)
+        if relative.parts[0] in ("testing", "cli") or relative.name in ("_logging.py", "__init__.py"):
+            continue
+        assert "logging.getLogger" not in path.read_text(encoding="utf-8"), relative
+
+
+# -- records that are alike ---------------------------------------------------------------------------------
+
+
+def test_of_records_that_are_alike_one_a_minute_makes_a_line() -> None:
+    now = [0.0]
+    repeats = Repeats(lambda: now[0])
+    assert [repeats.due("a"), repeats.due("a"), repeats.due("b"), repeats.due("a")] == [0, None, 0, None]
+    now[0] = 59.9
+    assert repeats.due("a") is None
+    now[0] = 60.0
+    assert [repeats.due("a"), repeats.due("a"), repeats.due("b")] == [3, None, 0]
+    repeats.forget()
+    assert [repeats.due("a"), repeats.due("b")] == [0, 0]
+
+
+def test_what_is_left_out_is_counted_and_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    repeats, log = Repeats(lambda: now[0]), logged(caplog)
+    for at in (0.0, 1.0, 2.0, 61.0):
+        now[0] = at
+        log.thinned(repeats, "x", logging.WARNING, "%s again", at)()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "[captions] 0.0 again"),
+        ("DEBUG", "[captions] 1.0 again"),
+        ("DEBUG", "[captions] 2.0 again"),
+        ("WARNING", "[captions] 61.0 again (and 2 more like it since the last line)"),
+    ]
 
 
 # -- the adapter ----------------------------------------------------------------------------------------

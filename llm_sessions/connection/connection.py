@@ -8,7 +8,6 @@ the waker; it never waits to write, and never for the owner (an owner that is fu
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import ssl
@@ -16,8 +15,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from logging import DEBUG
 from typing import Final
 
+from .._logging import get_logger, redact
 from .._sync import CONNECTION, Deadline, ThreadGroup, make_lock
 from ..protocol.closing import Failure
 from ..protocol.frames import FrameDecoder, FrameEncoder
@@ -29,7 +30,7 @@ from .upgrade import upgrade
 
 __all__ = ["Connection"]
 
-logger = logging.getLogger("llm_sessions.connection")
+logger = get_logger("connection")
 
 _MAX_OWN_UNSENT: Final = 256 * 1024
 """Bytes of acks and pongs that may wait for a peer that does not read; beyond it we stop reading too."""
@@ -42,9 +43,20 @@ _ASK_AGAIN: Final = 1.0
 """Seconds after which a paused reader asks the owner again whether there is room."""
 
 
+_MAX_SHOWN: Final = 500  # characters of a message at DEBUG
+_LONG_SECRET: Final = 8192
+
+
 def resolve(host: str, port: int) -> list[AddressInfo]:
     """Return the addresses of a host, by the system's resolver. It cannot be interrupted."""
     return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # type: ignore[return-value]
+
+
+def _shown(payload: bytes) -> str:
+    """Return what logs show of a message."""
+    # Redacted before it is cut: what is left of a secret that was cut would not be found.
+    text = redact(payload[: _MAX_SHOWN + _LONG_SECRET].decode(errors="replace"))
+    return text[:_MAX_SHOWN] + ("…" if len(text) > _MAX_SHOWN else "")
 
 
 class Connection:
@@ -234,6 +246,9 @@ class Connection:
         items = self._decoder.feed(data)
         if not items:
             return
+        if logger.isEnabledFor(DEBUG):
+            for item in items:
+                logger.debug("[%s] < %s", self._name, _shown(item) if isinstance(item, bytes) else item)
         with self._lock:
             opening = not protocol.ready
             events = protocol.receive(items, self._clock(), time.time() * 1000)
@@ -302,6 +317,8 @@ class Connection:
             ) from exc
         except StreamError as exc:
             raise LinkBroken("the connection ended before the message was written", started=True) from exc
+        if logger.isEnabledFor(DEBUG):
+            logger.debug("[%s] > %s", self._name, _shown(payload))
 
     def close(self, code: int | None, reason: str | None) -> None:
         protocol = self._protocol

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .._logging import SessionLogger
+from .._logging import Repeats, SessionLogger, get_logger
 from .._sync import SESSION, make_lock
 from ..connection.transport import Link, Traffic
-from ..errors import ConnectCancelled, PoolClosed
+from ..errors import ConnectCancelled, PoolClosed, SessionError
 from ..protocol.closing import DEFAULT_CODE, DEFAULT_REASON
 from ..protocol.events import Disconnected, Offline
 from ..protocol.mercury import Ended
@@ -37,7 +37,7 @@ from .stats import SessionStats, Tally
 if TYPE_CHECKING:
     from .environment import Environment
 
-__all__ = ["Effects", "SessionCore"]
+__all__ = ["Effects", "SessionCore", "as_text", "said"]
 
 Effects = list[Callable[[], object]]
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class SessionCore:
         self.session_id = session_id
         self.env = env
         self._gone = gone
-        self._log = SessionLogger(logging.getLogger("llm_sessions.pool"), {"session_id": session_id})
+        self._log = SessionLogger(get_logger("pool"), {"session_id": session_id})
         self.listeners = ListenerTable()
         # Guards everything below. Rank 20: no I/O, callback, log call or thread start happens under it.
         self._lock = make_lock("session", SESSION)
@@ -87,7 +87,7 @@ class SessionCore:
         self._ending: Exception = ConnectCancelled(session_id, "it has ended")  # why the last of them came
         self._rests = 0  # times that nothing of the session was left open
         self._waiters = 0
-        self._told = set[str]()  # what the log was told once and need not hear again
+        self._repeats = Repeats(env.clock)
         self._count = Tally()
         self._past = Traffic()  # of links that are none of the session's any more
         self._since = time.time()  # the state, by the wall clock
@@ -117,7 +117,11 @@ class SessionCore:
 
     # -- steps: the lock is held --------------------------------------------------------------------------
 
-    def _step(self, effects: Effects, trigger: Trigger) -> None:
+    def _warn(self, effects: Effects, kind: str, text: str, *args: object) -> None:
+        """Log what may come again and again."""
+        effects.append(self._log.thinned(self._repeats, kind, logging.WARNING, text, *args))
+
+    def _step(self, effects: Effects, trigger: Trigger, why: object = None) -> None:
         before, self._state = self._state, next_state(self._state, trigger)
         self._since = time.time()
         if self._state in (SessionState.IDLE, SessionState.OFFLINE):
@@ -129,7 +133,10 @@ class SessionCore:
             self.dispatcher.set_lingering(True)
             self._delivery.revive()
         self._changed.notify_all()
-        effects.append(partial(self._log.info, "%s -> %s", before.value, self._state.value))
+        text, values = "%s -> %s", list[object]([before.value, self._state.value])
+        if why is not None:  # becomes text when it is logged: an error may be of an endpoint's own class
+            text, values = "%s -> %s: %s", [*values, why]
+        effects.append(partial(self._log.info, text, *values, extra={"state": self._state.value}))
         effects.extend(self._observers)
 
     def _ended_by_us(self) -> Exception:
@@ -189,7 +196,7 @@ class SessionCore:
         reported = self._farewell or (code or DEFAULT_CODE, DEFAULT_REASON if reason is None else reason)
         self._disconnects += 1
         self._active, self._farewell = None, None
-        self._step(effects, Trigger.CLOSED)
+        self._step(effects, Trigger.CLOSED, as_text(*reported))
         self._cleared(effects)
         self._emit_offline(effects, "permanent", *reported)
         self._emit(effects, "disconnected", Disconnected(self.session_id))
@@ -256,6 +263,16 @@ class SessionCore:
                 self._observers = tuple(one for one in self._observers if one is not notify)
 
         return forget
+
+
+def said(error: Exception) -> object:
+    """Return what logs show of an error: they say themselves which session it is about."""
+    return error.message if isinstance(error, SessionError) else error
+
+
+def as_text(code: int, reason: str) -> str:
+    """Return a close code and reason as logs show them."""
+    return f"{code} {reason}".rstrip()
 
 
 def _act(effects: Iterable[Callable[[], object]]) -> None:

@@ -13,19 +13,18 @@ is empty and the session idle, or the dispatcher stopped.
 from __future__ import annotations
 
 import collections
-import logging
 import threading
 from collections.abc import Callable
+from logging import ERROR
 from typing import Any, Final
 
+from .._logging import Repeats, SessionLogger, get_logger
 from .._sync import LEAF, ThreadGroup, make_lock
 from ..protocol.envelope import Envelope
 from ..protocol.events import names_of
 from .listeners import Listener, ListenerTable
 
 __all__ = ["Dispatcher"]
-
-logger = logging.getLogger("llm_sessions.dispatch")
 
 _MAX_ROUTES: Final = 1024  # event types that a dispatcher remembers; a server may invent them without end
 
@@ -59,6 +58,8 @@ class Dispatcher:
         has_room: Callable[[], None],
     ) -> None:
         self._session_id = session_id
+        self._log = SessionLogger(get_logger("dispatch"), {"session_id": session_id})
+        self._repeats = Repeats()  # of listeners that raise; the thread's own
         self._tables = (own, shared)
         self._threads = threads
         self._queue_size = queue_size
@@ -169,9 +170,7 @@ class Dispatcher:
             self._has_room()  # the next event may be one that a held reader has not read yet
             if not isinstance(exc, RuntimeError):
                 raise
-            logger.exception(
-                "[%s] cannot start a dispatcher thread; events wait for the next", self._session_id
-            )
+            self._log.exception("cannot start a dispatcher thread; events wait for the next")
 
     def set_lingering(self, on: bool) -> None:
         """Say whether the thread should stay for more events once its queue is empty. Never blocks."""
@@ -275,8 +274,10 @@ class Dispatcher:
             return
         try:
             listener.callback(argument)
-        except BaseException:  # SystemExit too: a callback's mistake ends neither the others nor the thread
-            logger.exception("[%s] a listener of %r raised", self._session_id, name)
+        # SystemExit too: a callback's mistake ends neither the others nor the thread.
+        except BaseException as exc:  # noqa: BLE001  # it is logged
+            kind, text = f"{name} {type(exc).__name__}", "a listener of %r raised"
+            self._log.thinned(self._repeats, kind, ERROR, text, name, exc_info=True)()
 
 
 def _still_there(name: str, table: ListenerTable, listener: Listener) -> bool:

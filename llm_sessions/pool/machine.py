@@ -26,7 +26,7 @@ from ..errors import (
 from ..protocol.envelope import Envelope
 from ..protocol.state import BUSY, ONLINE, SessionState, Trigger
 from .attempt import Attempt, RunKind
-from .core import Effects
+from .core import Effects, said
 from .inbox import Inbox
 from .reports import SessionReports
 from .retry import Retries
@@ -153,7 +153,7 @@ class SessionMachine(SessionReports):
             self._cancel_attempt(effects, error)
             self.last_error = error
             self._end_with(error)
-            self._step(effects, Trigger.GAVE_UP)
+            self._step(effects, Trigger.GAVE_UP, said(error))
 
     def _await_idle(self, deadline: Deadline) -> None:
         with self._lock:
@@ -320,7 +320,7 @@ class SessionMachine(SessionReports):
         self._cancel_attempt(effects, error)
         if not closing:
             self._end_with(error)
-        self._step(effects, Trigger.DISCONNECT)
+        self._step(effects, Trigger.DISCONNECT, "the pool closes" if closing else "disconnect()")
         for link in list(self._links):
             if link.ready:
                 effects.append(partial(link.close, code, reason))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import enum
 import itertools
-import logging
 import threading
 import uuid
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
 
+from .._logging import get_logger
 from .._sync import POOL, Deadline, make_lock
 from ..errors import ConfigurationError
 from ..protocol.closing import check_close
@@ -29,7 +29,7 @@ from .stats import Counts, PoolStats, added, pool_stats
 
 __all__ = ["ALL_SESSIONS", "ConnectionPool"]
 
-logger = logging.getLogger("llm_sessions.pool")
+logger = get_logger("pool")
 
 F = TypeVar("F", bound=Callback)
 

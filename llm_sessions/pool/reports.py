@@ -29,7 +29,7 @@ from ..protocol.mercury import Dropped, Ended, Event, LatencyMeasured, SequenceG
 from ..protocol.state import SessionState, Trigger
 from .attempt import Attempt, RunKind
 from .connector import Connector
-from .core import Effects, SessionCore
+from .core import Effects, SessionCore, as_text, said
 
 __all__ = ["SessionReports"]
 
@@ -122,7 +122,7 @@ class SessionReports(SessionCore):
             left = limit is None or self._retries.failures <= limit
             if retries > 0 and getattr(error, "code", None) != 1006:
                 self._emit(effects, "connection_failed", ConnectionFailed(self.session_id, error, retries))
-            effects.append(partial(self._log.warning, "attempt %d failed: %s", attempt.number, error))
+            self._warn(effects, "attempt", "attempt %d failed: %s", attempt.number, said(error))
             return wait, left
 
         return self._decide(decision)
@@ -140,7 +140,7 @@ class SessionReports(SessionCore):
                 return
             self._kept_close = self._active = None
             attempt.kind = RunKind.RECONNECT
-            self._step(effects, Trigger.LOST)
+            self._step(effects, Trigger.LOST, as_text(kept.code, kept.reason))
             self._emit_offline(effects, "transient", kept.code, kept.reason)
 
         self._decide(decision)
@@ -157,7 +157,7 @@ class SessionReports(SessionCore):
             self.last_error = error
             if attempt.kind is RunKind.SWITCH:
                 self._brought_by = None
-                self._step(effects, Trigger.SWITCH_FAILED)
+                self._step(effects, Trigger.SWITCH_FAILED, said(error))
                 self._emit(
                     effects,
                     "event:mercury_shutdown_switchover_failed",
@@ -169,12 +169,18 @@ class SessionReports(SessionCore):
                 return
             self._end_with(error)
             self._drop_links(effects)
-            self._step(effects, Trigger.GAVE_UP)
+            self._step(effects, Trigger.GAVE_UP, said(error))
             if attempt.kind is RunKind.RECONNECT:
                 code, reason = getattr(error, "code", None) or 1006, getattr(error, "reason", "")
                 self._emit(effects, "offline.permanent", Offline(self.session_id, code, reason))
 
         self._decide(decision)
+
+    def complain(self, what: str, level: int) -> None:
+        """Log the exception that is being handled: it came out of user code, and may come again and again."""
+        with self._lock:
+            say = self._log.thinned(self._repeats, what, level, what, exc_info=True)
+        say()
 
     # -- the readers' reports -----------------------------------------------------------------------------
 
@@ -237,13 +243,15 @@ class SessionReports(SessionCore):
             if self._brought_by is not None:
                 batch = self._without_repeats(self._brought_by, link, batch)
             self._count.messages_in += len(batch)
+            dropped = self._delivery.dropped
             room, start = self._delivery.put(link, batch)
             if start:
                 effects.append(self.dispatcher.start)
             if not room:
-                self._tell_once(effects, "a queue is full: its session is not read until it is taken from")
-            if self._delivery.dropped:
-                self._tell_once(effects, "a queue is full: its oldest messages are dropped")
+                self._warn(effects, "held", "a queue is full: the session is not read until it is taken from")
+            if self._delivery.dropped != dropped:
+                text = "a queue is full: its oldest messages are dropped, %d so far"
+                self._warn(effects, "dropped", text, self._delivery.dropped)
             return room
         if isinstance(event, LatencyMeasured):
             self.latency = event.seconds
@@ -253,20 +261,13 @@ class SessionReports(SessionCore):
             self._count.sequence_gaps += 1
             gap = SequenceMismatch(self.session_id, event.actual, event.expected)
             self._emit(effects, "sequence-mismatch", gap)
-            effects.append(
-                partial(self._log.warning, "message %d came, %d was due", event.actual, event.expected)
-            )
+            self._warn(effects, "gap", "message %d came, %d was due", event.actual, event.expected)
         elif isinstance(event, Dropped):
             self._count.unusable += 1
-            effects.append(partial(self._log.warning, "dropped a message: %s", event.problem))
+            self._warn(effects, "unusable", "dropped a message: %s", event.problem)
         elif isinstance(event, ShutdownAnnounced):
             self._shutdown(effects, link, event)
         return True
-
-    def _tell_once(self, effects: Effects, what: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
-            effects.append(partial(self._log.warning, what))
 
     def _without_repeats(
         self, brought_by: dict[str | int, Link], link: Link, batch: list[dict[str, Any]]
@@ -291,7 +292,7 @@ class SessionReports(SessionCore):
     def _shutdown(self, effects: Effects, link: Link, event: ShutdownAnnounced) -> None:
         if link is not self._active or self._state is not SessionState.ONLINE:
             return  # a second announcement, or one on a socket that is not in use
-        self._step(effects, Trigger.SHUTDOWN)
+        self._step(effects, Trigger.SHUTDOWN, "the server shuts down")
         envelope = Envelope(self.session_id, event.raw)
         self._emit(effects, "event:mercury_shutdown_imminent", SwitchoverStarted(self.session_id, envelope))
         self._lived()
@@ -344,7 +345,7 @@ class SessionReports(SessionCore):
         error.__cause__ = ended.error
         self.last_error = error
         if meaning in (CloseMeaning.TRANSIENT, CloseMeaning.UNAUTHORIZED):
-            self._step(effects, Trigger.LOST)
+            self._step(effects, Trigger.LOST, as_text(code, reason))
             self._emit_offline(effects, "transient", code, reason)
             rejected = self._token if meaning is CloseMeaning.UNAUTHORIZED else None
             if switching and self._attempt is not None:
@@ -355,7 +356,7 @@ class SessionReports(SessionCore):
         self._cancel_attempt(effects, error)
         self._end_with(error)
         self._drop_links(effects)
-        self._step(effects, Trigger.ENDED)
+        self._step(effects, Trigger.ENDED, as_text(code, reason))
         self._emit_offline(
             effects, "permanent" if meaning is CloseMeaning.PERMANENT else "replaced", code, reason
         )
@@ -374,4 +375,5 @@ class SessionReports(SessionCore):
         lived = self.env.clock() - self._online_at
         if lived >= self.env.config.backoff_max:
             self._retries.reset()
+            self._repeats.forget()
         return lived

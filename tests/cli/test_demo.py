@@ -30,7 +30,7 @@ def test_both_sessions_come_up_one_goes_and_the_other_survives_a_drop(
         assert events.index("online") < events.index("event:relay.event")
     assert ("llm-practice-session", "offline", "3050 done (permanent)") in told
     assert ("llm-default-session", "offline.transient", "1006") in told
-    assert ("llm-default-session", "state", "online -> reconnecting") in told
+    assert ("llm-default-session", "state", "online -> reconnecting: 1006") in told
     assert re.search(r"llm-default-session +│ +15 │ +15 │ +2 │", printed)
     assert re.search(r"llm-practice-session +│ +5 │ +5 │ +1 │", printed)
     assert printed.rstrip().endswith("Every caption arrived, once and in order.")

@@ -919,6 +919,29 @@ def test_a_full_owner_is_asked_again_while_nothing_else_happens(
     assert not asked.acquire(timeout=5 * SHORT), "it is asked although it is not full"
 
 
+def test_every_message_is_logged_at_debug_cut_and_without_secrets(
+    server: LocalServer, online: MakeLink, owner: Owner, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "llm_sessions.connection")
+    link = online(server, timing=NO_PINGS)
+    wait_pong(owner)
+    caplog.clear()
+    head = '{"id":"m0","x":"'
+    server.send_text(head + "a" * (498 - len(head)) + '"}')  # 500 characters
+    server.send_text('{"id":"m1","x":"' + "a" * (499 - len(head)) + '"}')
+    server.send_text('{"id":"m2","x":"' + "a" * 450 + '","token":"s3cret-' + "b" * 1000 + '"}')
+    owner.wait_message("m2")
+    link.send(b'{"id":"mine"}', LONG)
+    texts = [text.partition("] ")[2] for text in caplog.messages]
+    assert [len(text) for text in texts[:3]] == [
+        2 + 500,
+        2 + 500 + 1,
+        2 + len(head) + 450 + len('","token":"***"}'),
+    ]
+    assert texts[1].endswith('a"…') and texts[2].endswith('"token":"***"}') and "s3cret" not in caplog.text
+    assert texts[3:] == ['> {"id":"mine"}'] and texts[0].startswith('< {"id":"m0"')
+
+
 def test_traffic_is_frames_without_the_handshake(
     server: LocalServer, online: MakeLink, make: MakeLink, owner: Owner
 ) -> None:

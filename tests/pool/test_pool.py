@@ -459,6 +459,7 @@ def test_i36_a_callback_that_raises_does_not_cost_the_session(
 ) -> None:
     pool, transport = make()
     recorder = Recorder()
+    caplog.set_level(logging.DEBUG, "llm_sessions.dispatch")
 
     def fail(payload: object) -> None:
         raise SystemExit

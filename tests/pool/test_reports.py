@@ -482,19 +482,24 @@ def test_t4_a_read_that_brought_more_than_messages_is_not_paused_for_nothing(mak
     assert [envelope.id for envelope in recorder.wait("event", 4)] == [1, 2, 3, 9]
 
 
-def test_t4_dropping_is_warned_of_once_per_session(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_t4_dropping_is_warned_of_at_most_once_a_minute(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     pool, transport = make(queue_size=1, when_full="drop_oldest")
     session = pool.connect(URL)
-    gate = Gate()
+    gate, now = Gate(), [0.0]
+    machine_of(session)._repeats._clock = lambda: now[0]
     session.on("event", lambda envelope: gate.pass_through() if envelope.id == 1 else None)
     (link,) = transport.links
     link.owner.link_received(link, [{"id": 1}])
     gate.wait_arrived()
     for number in range(5):
         assert link.owner.link_received(link, [{"id": 2 + number}])
+    now[0] = 60.0
+    assert link.owner.link_received(link, [{"id": 7}])
     gate.open()
+    text = f"[{session.id}] a queue is full: its oldest messages are dropped"
     assert [record.message for record in caplog.records if "dropped" in record.message] == [
-        f"[{session.id}] a queue is full: its oldest messages are dropped"
+        f"{text}, 1 so far",
+        f"{text}, 5 so far (and 3 more like it since the last line)",
     ]
 
 
