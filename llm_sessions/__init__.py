@@ -37,6 +37,8 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .datachannel.oauth import OAuthTokens
+    from .datachannel.oauth_grant import RefreshedTokens
     from .pool.config import PoolConfig
     from .pool.messages import Messages
     from .pool.pool import ALL_SESSIONS, ConnectionPool
@@ -85,6 +87,7 @@ __all__ = [
     "Messages",
     "NotAuthorized",
     "NotOnline",
+    "OAuthTokens",
     "Offline",
     "Online",
     "OwnershipError",
@@ -92,6 +95,7 @@ __all__ = [
     "PoolConfig",
     "PoolStats",
     "ProtocolError",
+    "RefreshedTokens",
     "RegistrationError",
     "RemoteProtocolError",
     "Replaced",
@@ -117,6 +121,8 @@ __all__ = [
 _HOMES: Final = {
     name: module
     for module, names in {
+        "datachannel.oauth": ["OAuthTokens"],
+        "datachannel.oauth_grant": ["RefreshedTokens"],
         "pool.config": ["PoolConfig"],
         "pool.messages": ["Messages"],
         "pool.pool": ["ALL_SESSIONS", "ConnectionPool"],

@@ -108,7 +108,7 @@ class SessionError(LLMSessionsError):
     """Something about one session.
 
     Attributes:
-        session_id: The session it is about.
+        session_id: The session it is about; empty if it is about none in particular.
         message: What happened, for people.
     """
 
@@ -117,7 +117,7 @@ class SessionError(LLMSessionsError):
         self.session_id, self.message = session_id, message
 
     def __str__(self) -> str:
-        return f"session {self.session_id!r}: {self.message}"
+        return f"session {self.session_id!r}: {self.message}" if self.session_id else self.message
 
 
 class NotOnline(SessionError):
@@ -215,7 +215,25 @@ class RegistrationError(ConnectError):
 
 
 class TokenRefreshError(RegistrationError):
-    """A token was needed and could not be refreshed."""
+    """A token was needed and could not be refreshed.
+
+    Attributes:
+        final: Whether asking again cannot help: somebody has to log in again.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        message: str = "",
+        status: int | None = None,
+        url: str = "",
+        timing: float | None = None,
+        retry_after: float | None = None,
+        final: bool = False,
+    ) -> None:
+        super().__init__(session_id, message, status, url, timing, retry_after)
+        self.args = (*self.args, final)
+        self.final = final
 
 
 class ConnectionLost(SessionError):

@@ -73,6 +73,7 @@ SAMPLES: list[tuple[Exception, str]] = [
         )
     ),
     *((kind("s", "text", **_REST), "session 's': text") for kind in (RegistrationError, TokenRefreshError)),
+    (TokenRefreshError("", "text", **_REST, final=True), "text"),
     (ConnectionLost("s", 4000, "replaced"), "session 's': connection lost (4000 replaced)"),
     (ConnectionLost("s"), "session 's': connection lost (1006)"),
     (Replaced("s", 4000, "replaced"), "session 's': connection lost (4000 replaced)"),

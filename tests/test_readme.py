@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import responses
+from responses import matchers
 
 from llm_sessions.protocol.state import SessionState
 from llm_sessions.testing.server import LocalServer
@@ -66,12 +69,36 @@ def test_fetching(main_server: LocalServer) -> None:
     assert printed[-3:] == ["relay.event hello", "relay.event goodbye", "3 messages came"]
 
 
-def test_testing_your_own_code() -> None:
+@responses.activate
+def test_tokens_that_refresh_themselves(
+    main_server: LocalServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "refresh-token"
+    file.write_text("first\n")
+    form = {"client_id": "id", "client_secret": "secret", "refresh_token": "first"}
+    for name, value in {
+        "REFRESH_TOKEN_FILE": str(file),
+        "CLIENT_ID": "id",
+        "CLIENT_SECRET": "secret",
+    }.items():
+        monkeypatch.setenv(name, value)
+    responses.post(
+        "https://webexapis.com/v1/access_token",
+        json={"access_token": "token", "expires_in": 1209599, "refresh_token": "second"},
+        match=[matchers.urlencoded_params_matcher(form | {"grant_type": "refresh_token"})],
+    )
+    main_server.tokens = {"token"}
     assert run(BLOCKS[3]) == ""
+    assert [one.token for one in main_server.connections()] == ["token"]
+    assert file.read_text() == "second"
+
+
+def test_testing_your_own_code() -> None:
+    assert run(BLOCKS[4]) == ""
 
 
 def test_there_is_no_code_that_no_test_runs() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 def test_the_states_are_the_real_ones() -> None:

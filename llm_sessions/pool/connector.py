@@ -7,13 +7,13 @@ run's `news` (ready, ended or cancelled), and between attempts (ends by `cancel`
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
+from logging import ERROR, WARNING
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .. import errors
-from .._logging import without_secrets
+from .._logging import get_logger, know_secret, without_secrets
 from ..connection.transport import AttemptFailed, Link, LinkOwner, OpenRequest
 from ..errors import (
     BadRequest,
@@ -22,7 +22,9 @@ from ..errors import (
     Forbidden,
     NotAuthorized,
     RegistrationError,
+    TokenRefreshError,
     UnknownResponse,
+    fresh_copy,
 )
 from ..protocol.closing import FAILURES, Failure, First, Retried, classify_failed_open, classify_status
 from ..protocol.mercury import EndCause, Ended, Timing
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connector", "Owner"]
 
-logger = logging.getLogger("llm_sessions.pool")
+logger = get_logger("pool")
 
 T = TypeVar("T")
 
@@ -64,6 +66,9 @@ class Owner(LinkOwner, Protocol):
 
     def tries_again(self, attempt: Attempt) -> None:
         """Hear that the run goes on."""
+
+    def complain(self, what: str, level: int) -> None:
+        """Log the exception that is being handled: it came out of user code, and may come again and again."""
 
     def give_up(self, attempt: Attempt, error: Exception) -> None:
         """Settle the run with an error, unless it is settled or cancelled."""
@@ -91,6 +96,7 @@ class Connector:
         self._config: PoolConfig = machine.env.config
         self._refused: str | None = None  # the endpoint's own token that was refused last
         self._fresh: str | None = None  # what a forced refresh returned, for the next attempt
+        self._asked_to_wait = 0.0  # by a refresh that failed, in seconds
 
     def run(self) -> None:
         """The thread's main function. It has one exit, and the run is settled there at the latest."""
@@ -118,6 +124,7 @@ class Connector:
             refused = self._refresh(attempt.rejected)
             if refused is not None:
                 return refused
+        wait = max(wait, self._asked_to_wait)
         while True:
             if wait > 0 and attempt.wait_cancelled(wait):
                 return None
@@ -177,6 +184,7 @@ class Connector:
             if attempt.cancelled:
                 return None
             attempt.token = self._check(lambda: _sent_as(token))
+            know_secret(attempt.token.removeprefix("Bearer "))
             context = env.ssl_context() if address.tls else None
         except BaseException as exc:  # SystemExit too: it would end this thread, and strand all who wait
             raise self._from_source(exc) from exc
@@ -218,6 +226,10 @@ class Connector:
         retry_after = _seconds(getattr(exc, "retry_after", None))
         if isinstance(exc, ConfigurationError):
             return _Failed(Failure.MISCONFIGURED, exc)
+        if isinstance(exc, TokenRefreshError):
+            # Its status is the token service's: a 401 is no reason to refresh, and none is no reason to end.
+            failure = Failure.REFUSED if exc.final else Failure.SOURCE
+            return _Failed(failure, self._named(exc), retry_after)
         if isinstance(exc, RegistrationError):
             failure = classify_status(exc.status) if isinstance(exc.status, int) else Failure.REFUSED
             if failure in (Failure.MISPLACED, Failure.STALE):  # these rows are the upgrade's
@@ -227,6 +239,14 @@ class Connector:
             return _Failed(_BY_ERROR.get(type(exc), Failure.SOURCE), exc, retry_after)
         what = f"the URL or token source raised {type(exc).__name__}"
         return _Failed(Failure.SOURCE, self._error(ConnectError, what, exc), retry_after)
+
+    def _named(self, error: TokenRefreshError) -> TokenRefreshError:
+        """Return the error with this session's name: a token provider knows of none."""
+        if not error.session_id:
+            error = fresh_copy(error)
+            error.session_id, error.attempts = self._attempt.session_id, self._attempt.number
+            error.args = (error.session_id, *error.args[1:])
+        return error
 
     def _from_open(self, exc: AttemptFailed) -> _Failed:
         attempt = self._attempt
@@ -283,6 +303,7 @@ class Connector:
         """Do what the failure table says; return the seconds to wait, or the error to give up with."""
         attempt, machine = self._attempt, self._machine
         rule, error = FAILURES[failed.failure], failed.error
+        self._asked_to_wait = min(failed.retry_after or 0.0, self._config.backoff_max * 10)
         backoff, left = machine.attempt_failed(attempt, error)
         if rule.first is First.TELL_ENDPOINT:
             self._tell_endpoint(error)
@@ -294,7 +315,7 @@ class Connector:
             return error
         if not left:
             return error
-        return max(backoff, min(failed.retry_after or 0.0, self._config.backoff_max * 10))
+        return max(backoff, self._asked_to_wait)
 
     def _tell_endpoint(self, error: Exception) -> None:
         attempt = self._attempt
@@ -302,8 +323,8 @@ class Connector:
             return
         try:
             attempt.endpoint.rejected(attempt.target, error)
-        except BaseException:
-            logger.exception("[%s] the endpoint's rejected() raised", attempt.session_id)
+        except BaseException:  # noqa: BLE001  # it is logged
+            self._machine.complain("the endpoint's rejected() raised", ERROR)
 
     def _refresh(self, rejected: str, error: Exception | None = None) -> Exception | None:
         """Have a refused token replaced; return an error if there is no other one.
@@ -327,8 +348,10 @@ class Connector:
             # No token was sent if it was the endpoint that was refused: with the one at hand, then.
             bare = (rejected or provider.get()).removeprefix("Bearer ")
             fresh = provider.refresh(bare)
-        except BaseException:
-            logger.warning("[%s] refreshing the token failed", attempt.session_id, exc_info=True)
+        except BaseException as exc:  # noqa: BLE001  # it is logged
+            self._machine.complain("refreshing the token failed", WARNING)
+            asked = _seconds(getattr(exc, "retry_after", None)) or 0.0
+            self._asked_to_wait = max(self._asked_to_wait, min(asked, self._config.backoff_max * 10))
             return None
         if isinstance(fresh, str) and fresh.removeprefix("Bearer ") == bare:
             return error

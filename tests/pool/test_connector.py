@@ -215,7 +215,8 @@ SOURCES: list[tuple[str, BaseException, type[Exception], bool]] = [
     ("REST 403", RegistrationError("s", "no", 403), RegistrationError, False),
     ("REST 200, no JSON", RegistrationError("s", "what", 200), RegistrationError, False),
     ("REST, unusable", RegistrationError("s", "no webSocketUrl"), RegistrationError, False),
-    ("no refresh", TokenRefreshError("s", "no handler"), TokenRefreshError, False),
+    ("no refresh", TokenRefreshError("s", "revoked", 401, final=True), TokenRefreshError, False),
+    ("no refresh now", TokenRefreshError("s", "no answer"), TokenRefreshError, True),
     ("its own ConnectError", ConnectError("s", "offline"), ConnectError, True),
     ("its own Forbidden", Forbidden("s", "no"), Forbidden, False),
     ("its own BadRequest", BadRequest("s", "no"), BadRequest, False),
@@ -574,6 +575,29 @@ def test_i41_a_refresh_that_raises_still_retries(
     assert pool.connect(URL, token=tokens).online
     assert tokens_of(transport) == ["Bearer t0", "Bearer t0", "Bearer t1"]
     assert "refreshing the token failed" in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(7, 7), (10**6, 320), (0, 1), ("soon", 1), (-5, 1)])
+def test_i41_a_refresh_that_asks_for_time_gets_it(
+    make: Make, waits: list[float], asked: object, waited: float
+) -> None:
+    error = OSError("the token service is busy")
+    error.retry_after = asked  # type: ignore[attr-defined]
+    pool, transport = make(backoff_initial=1, backoff_max=32)
+    in_turn(transport, close(4401), ready)
+    assert pool.connect(URL, token=Tokens(error)).online
+    assert waits == [waited]
+
+
+def test_i41_also_for_the_token_of_a_socket_that_was_online(make: Make, waits: list[float]) -> None:
+    error = OSError("the token service is busy")
+    error.retry_after = 7  # type: ignore[attr-defined]
+    pool, transport = make(backoff_initial=1, backoff_max=32)
+    session = pool.connect(URL, token=Tokens(error))
+    transport.links[0].end(4401)
+    transport.wait_links(2)
+    session.wait_online()
+    assert waits == [7]
 
 
 def test_i41_a_refresh_that_returns_nonsense_is_found_by_the_next_attempt(

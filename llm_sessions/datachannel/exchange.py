@@ -1,0 +1,292 @@
+"""One HTTP request and its answer: under one deadline, of limited size, with no secret in what it raises.
+
+A timeout of requests is one of each wait for the peer: headers that drip in byte by byte hold a request for
+days. The session made here lets every receive have what is left of the whole time, and sends nothing once
+that is over. Name lookup, and each address that is tried, cannot be cut short: who must not wait for them
+runs the exchange on a thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from .._logging import redact
+from .._sync import Deadline
+from ..errors import ConfigurationError
+from ..protocol.url import is_loopback
+
+__all__ = ["MAX_ANSWER_BYTES", "Answer", "ExchangeFailed", "check_url", "clean", "post_form"]
+
+MAX_ANSWER_BYTES: Final = 64 * 1024
+"""Answers with tokens have one or two KiB."""
+
+_MAX_TEXT: Final = 300  # characters of somebody else's text that become part of ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the server said.
+
+    Attributes:
+        status: HTTP status.
+        headers: Its headers; names in any case.
+        body: Its body; None if that was larger than `MAX_ANSWER_BYTES`.
+        timing: Seconds from the request until the answer was read.
+    """
+
+    status: int
+    headers: Mapping[str, str] = dataclasses.field(repr=False)
+    body: bytes | None = dataclasses.field(repr=False)
+    timing: float
+
+
+class ExchangeFailed(Exception):
+    """There was no whole answer. The cause says why; it holds no request, no answer and no traceback.
+
+    Attributes:
+        timed_out: Whether it was for want of time.
+    """
+
+    def __init__(self, message: str, timed_out: bool) -> None:
+        super().__init__(message, timed_out)
+        self.message, self.timed_out = message, timed_out
+
+
+def check_url(url: object, *, allow_insecure: bool, argument: str = "url") -> str:
+    """Return an HTTP URL that credentials may be sent to.
+
+    Raises:
+        ConfigurationError: If it is none: `http://` to another host than loopback needs `allow_insecure`.
+    """
+    if not isinstance(url, str):
+        raise ConfigurationError(argument, f"must be a string, not {type(url).__name__}")
+    if not url.isascii() or any(ch <= " " or ch in '\x7f\\"' for ch in url):
+        raise ConfigurationError(argument, "must be printable ASCII without spaces, quotes and backslashes")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigurationError(argument, "is not a URL") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ConfigurationError(argument, "must start with https:// (or http://) and name a host")
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        raise ConfigurationError(argument, "must not hold a user, a password or a fragment")
+    if parts.scheme == "http" and not allow_insecure and not is_loopback(parts.hostname):
+        raise ConfigurationError(
+            argument,
+            f"http:// sends secrets to {parts.hostname} unencrypted; use https://, a loopback host, or "
+            "allow_insecure=True",
+        )
+    return url
+
+
+def post_form(
+    url: str,
+    form: Mapping[str, str],
+    *,
+    http: requests.Session | None,
+    connect: float,
+    deadline: Deadline,
+    secrets: Collection[str] = (),
+) -> Answer:
+    """POST a form and read the answer. Redirects are not followed: they would take the form elsewhere.
+
+    Args:
+        url: One that `check_url` accepted.
+        form: Names and values.
+        http: A session to use, from this thread alone; None for one of this exchange's own, which leaves
+            nothing open. A session of somebody else's cannot be kept from waiting for headers that drip.
+        connect: Seconds to try each address of the host.
+        deadline: Until when the whole answer must be there.
+        secrets: What no text may hold.
+
+    Raises:
+        ExchangeFailed: If there was no whole answer.
+    """
+    failed: ExchangeFailed
+    try:
+        with contextlib.ExitStack() as stack:
+            session = http if http is not None else stack.enter_context(timed_session(deadline))
+            return _post(session, url, form, connect, deadline)
+    except Exception as exc:  # noqa: BLE001  # also what hooks and adapters of the given session raise
+        cause, timed_out = scrubbed(exc, secrets)
+        failed = ExchangeFailed(f"{type(cause).__name__}: {cause}", timed_out or deadline.expired)
+        failed.__cause__ = cause
+    try:
+        raise failed  # out here it gets no __context__: that would be the exception with the request in it
+    finally:
+        del failed  # or it and this frame, which knows the form, would hold each other
+
+
+def _post(
+    session: requests.Session, url: str, form: Mapping[str, str], connect: float, deadline: Deadline
+) -> Answer:
+    left = deadline.left()
+    assert left is not None
+    if not left:
+        raise TimeoutError("no time is left to ask")
+    began = time.monotonic()
+    host = urlsplit(url)
+    plain = host.scheme == "http" and is_loopback(host.hostname or "")
+    with session.post(
+        url,
+        data=dict(form),
+        # None keeps the session's own from being sent: it is for others.
+        headers={"Accept": "application/json", "Accept-Encoding": "identity", "Authorization": None},
+        auth=_no_auth,
+        # A proxy is another host, which may not see what goes to loopback in the clear.
+        proxies={"no_proxy": host.hostname or ""} if plain else None,
+        allow_redirects=False,
+        stream=True,
+        timeout=(min(connect, left), left),
+    ) as response:
+        body = _read(response, deadline)
+        return Answer(response.status_code, response.headers, body, time.monotonic() - began)
+
+
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Without an auth, requests takes the session's or one from ~/.netrc."""
+    return request
+
+
+def _read(response: requests.Response, deadline: Deadline) -> bytes | None:
+    body = bytearray()
+    # One byte at a time: a larger piece is waited for until it is whole, however slowly it comes.
+    for piece in response.iter_content(1):
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES:
+            return None  # closing the response ends its connection
+        if deadline.expired:
+            raise TimeoutError("the answer came too slowly")
+    return bytes(body)
+
+
+# -- a session whose receives share one deadline -------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def timed_session(deadline: Deadline) -> Iterator[requests.Session]:
+    """A session for one exchange; nothing of it is left afterwards."""
+    with requests.Session() as session:
+        for adapter in session.adapters.values():
+            adapter.close()
+        session.mount("https://", _TimedAdapter(deadline))
+        session.mount("http://", _TimedAdapter(deadline))
+        yield session
+
+
+class _TimedAdapter(HTTPAdapter):
+    """Makes its connections of classes that know the deadline."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self._time(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        self._time(manager)
+        return manager
+
+    def _time(self, manager: Any) -> None:
+        manager.pool_classes_by_scheme = {
+            scheme: _timed_pool(kind, self._deadline)
+            for scheme, kind in manager.pool_classes_by_scheme.items()
+        }
+
+
+def _timed_pool(pool_class: Any, deadline: Deadline) -> type:
+    """Derive from a pool class of urllib3's, whichever it is: HTTP, HTTPS or SOCKS."""
+    connection_class: Any = pool_class.ConnectionCls
+
+    def connect(self: Any) -> None:
+        connection_class.connect(self)
+        if deadline.expired:  # by name lookup or an address that did not answer
+            self.close()
+            raise TimeoutError("connected too late to ask")
+
+    def response_class(sock: Any, *args: Any, **kwargs: Any) -> Any:
+        response = connection_class.response_class(sock, *args, **kwargs)
+        response.fp = io.BufferedReader(_TimedReads(sock, response.fp.detach(), deadline))
+        return response
+
+    timed = {"connect": connect, "response_class": staticmethod(response_class)}
+    connection = type("TimedConnection", (connection_class,), timed)
+    return type("TimedPool", (pool_class,), {"ConnectionCls": connection})
+
+
+class _TimedReads(io.RawIOBase):
+    """The raw file of a socket, each of whose reads ends with the deadline."""
+
+    def __init__(self, sock: Any, raw: Any, deadline: Deadline) -> None:
+        self._sock, self._raw, self._deadline = sock, raw, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline.left()
+        if not left:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        size: int | None = self._raw.readinto(buffer)
+        return size
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+# -- nothing that is raised holds a secret -------------------------------------------------------------------
+
+
+def clean(text: str, secrets: Collection[str] = ()) -> str:
+    """Return somebody else's text as it may become part of ours: short, printable, without secrets."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = "".join(ch if ch.isprintable() else " " for ch in redact(text)).strip()
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
+
+
+def scrubbed(exc: BaseException, secrets: Collection[str]) -> tuple[BaseException, bool]:
+    """Return an exception of the same class and text that holds nothing else, and whether time ran out.
+
+    requests' exceptions carry the request with its body, the tracebacks below them the frames that made it.
+    What the operating system said is kept as the cause.
+    """
+    chain: list[BaseException] = []
+    step: BaseException | None = exc
+    while step is not None and step not in chain:
+        chain.append(step)
+        step = step.__cause__ or step.__context__
+    system = [one for one in chain if isinstance(one, OSError) and not _is_requests(one)]
+    twin = _twin(exc, secrets)
+    if system and system[-1] is not exc:
+        twin.__cause__ = _twin(system[-1], secrets)
+    timed_out = any(isinstance(one, (TimeoutError, requests.Timeout)) for one in chain)
+    return twin, timed_out
+
+
+def _is_requests(exc: BaseException) -> bool:
+    return isinstance(exc, requests.RequestException)
+
+
+def _twin(exc: BaseException, secrets: Collection[str]) -> BaseException:
+    kind, text = type(exc), clean(str(exc), secrets)
+    errno = exc.errno if isinstance(exc, OSError) and not _is_requests(exc) else None
+    try:
+        return kind(errno, clean(str(getattr(exc, "strerror", "")), secrets)) if errno else kind(text)
+    except Exception:  # noqa: BLE001  # a class with another signature: its name must do
+        return RuntimeError(f"{kind.__name__}: {text}")
