@@ -10,7 +10,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format flood clean
+.PHONY: help demo test check format flood switchover clean
 
 ASK_VERSION := import pip, sys; print("%d.%d" % sys.version_info[:2])
 VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -53,6 +53,9 @@ format: $(DEV) ## format the code, and repair what lint can repair
 
 flood: $(DEV) ## CPU per message under a flood, ours beside a hand-written loop
 	@$(VENV)/bin/python benchmarks/flood.py $(ARGS)
+
+switchover: $(DEV) ## a server is replaced under load: a timeline, and whether a message was lost or came twice
+	@$(VENV)/bin/python benchmarks/switchover.py $(ARGS)
 
 clean: ## remove the environments and all that the tools left
 	@rm -rf $(VENV) $(DEMO_VENV) build dist *.egg-info htmlcov .coverage .coverage.* \

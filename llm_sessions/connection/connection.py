@@ -180,7 +180,9 @@ class Connection:
         except StreamError:
             pass  # closed or aborted: `lost` says so
         except Exception as exc:
-            logger.exception("[%s] the reader failed; this is a bug in llm_sessions", self._name)
+            extra = {"session_id": self._name.rpartition("#")[0]}
+            text = "[%s] the reader failed; this is a bug in llm_sessions"
+            logger.exception(text, self._name, extra=extra)
             error = exc
         finally:
             with self._lock:

@@ -13,7 +13,7 @@ from logging import ERROR, WARNING
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .. import errors
-from .._logging import get_logger, know_secret, without_secrets
+from .._logging import SessionLogger, get_logger, know_secret, without_secrets
 from ..connection.transport import AttemptFailed, Link, LinkOwner, OpenRequest
 from ..errors import (
     BadRequest,
@@ -107,9 +107,8 @@ class Connector:
             error = self._run()
         except BaseException as exc:
             failed.__cause__ = exc
-            logger.exception(
-                "[%s] the connector failed; this is a bug in llm_sessions", self._attempt.session_id
-            )
+            log = SessionLogger(logger, {"session_id": self._attempt.session_id})
+            log.exception("the connector failed; this is a bug in llm_sessions")
         finally:
             if error is not None:
                 self._machine.give_up(self._attempt, error)

@@ -69,12 +69,13 @@ PERMANENT = [
     (4001, ""),
     (4001, "replaced"),
     (4400, ""),
+    (4403, ""),
     (4999, ""),
 ]
 
 
 @pytest.mark.parametrize(("code", "reason"), TRANSIENT)
-def test_a_transient_close_reconnects(
+def test_d1_d16_a_transient_close_reconnects(
     server: LocalServer, pool: ConnectionPool, code: int, reason: str
 ) -> None:
     recorder = Recorder().listen(pool)
@@ -89,7 +90,7 @@ def test_a_transient_close_reconnects(
     assert ends(recorder) == ["offline", "offline.transient"]
 
 
-def test_a_reset_reconnects(server: LocalServer, pool: ConnectionPool) -> None:
+def test_d1_a_reset_reconnects(server: LocalServer, pool: ConnectionPool) -> None:
     recorder = Recorder().listen(pool)
     session = pool.connect(server.url())
     server.wait_live()
@@ -100,7 +101,7 @@ def test_a_reset_reconnects(server: LocalServer, pool: ConnectionPool) -> None:
 
 
 @pytest.mark.parametrize(("code", "reason"), PERMANENT)
-def test_a_permanent_close_ends_the_session(
+def test_d16_a_permanent_close_ends_the_session(
     server: LocalServer, pool: ConnectionPool, code: int, reason: str
 ) -> None:
     recorder = Recorder().listen(pool)
@@ -147,7 +148,7 @@ def switch_over(server: LocalServer, recorder: Recorder, key: str = "default") -
         (4999, "whatever"),
     ],
 )
-def test_i29_a_retired_sockets_close(
+def test_i29_d16_a_retired_sockets_close(
     server: LocalServer, pool: ConnectionPool, code: int, reason: str
 ) -> None:
     recorder = Recorder().listen(pool)
@@ -168,7 +169,7 @@ def test_i29_a_retired_sockets_close(
 # -- I30, I31 ------------------------------------------------------------------------------------------------
 
 
-def test_i30_two_clients_on_one_registration_settle_with_one(
+def test_i30_d16_two_clients_on_one_registration_settle_with_one(
     server: LocalServer, make_pool: MakePool
 ) -> None:
     @server.on_message
@@ -376,7 +377,7 @@ def test_i41_a_refresh_without_another_token_ends_the_run(server: LocalServer, p
     assert len(server.connections()) == 1
 
 
-def test_i41_4401_online_refreshes_once_and_reconnects(server: LocalServer, pool: ConnectionPool) -> None:
+def test_i41_d16_4401_online_refreshes_once_and_reconnects(server: LocalServer, pool: ConnectionPool) -> None:
     tokens = Tokens("old", "new", "never")
     recorder = Recorder().listen(pool)
     session = pool.connect(server.url(), token=tokens)
@@ -409,7 +410,7 @@ def test_i41_an_endpoints_own_token_is_refreshed_by_the_endpoint(
 
 
 @pytest.mark.parametrize(("code", "kind"), [(4400, BadRequest), (4403, Forbidden)])
-def test_i42_a_refusal_is_final(
+def test_i42_d16_a_refusal_is_final(
     server: LocalServer, pool: ConnectionPool, code: int, kind: type[ConnectError]
 ) -> None:
     server.reject(code, reason="no")
@@ -524,7 +525,7 @@ def test_t15_a_server_that_closes_before_ready_makes_no_storm(
         assert gap >= wait * 0.9, gaps
 
 
-def test_t15_three_short_lives_tell_the_endpoint(server: LocalServer, make_pool: MakePool) -> None:
+def test_t15_d7_three_short_lives_tell_the_endpoint(server: LocalServer, make_pool: MakePool) -> None:
     pool = make_pool(backoff_initial=0.001, backoff_max=0.002)
     told: list[Exception] = []
 
@@ -545,7 +546,7 @@ def test_t15_three_short_lives_tell_the_endpoint(server: LocalServer, make_pool:
     assert [type(error) for error in told] == [ConnectionLost]
 
 
-def test_t15_30_sessions_come_back_after_a_restart(
+def test_t15_d8_30_sessions_come_back_after_a_restart(
     tls: bool, server_context: ssl.SSLContext, make_pool: MakePool
 ) -> None:
     context = server_context if tls else None
@@ -582,7 +583,7 @@ def shut_down(server: LocalServer, key: str = "default") -> tuple[ServerConnecti
     return old, server.connections(key)[-1]
 
 
-def test_i19_i20_the_candidate_takes_over_when_it_is_ready_and_the_session_stays_online(
+def test_i19_i20_i24_d17_the_candidate_takes_over_when_it_is_ready_and_the_session_stays_online(
     server: LocalServer, pool: ConnectionPool
 ) -> None:
     session = pool.connect(server.url("default", subscriptionAwareSubchannels="transcription"))
@@ -627,7 +628,7 @@ def test_i19_i20_the_candidate_takes_over_when_it_is_ready_and_the_session_stays
     assert len(server.connections()) == 2
 
 
-def test_i21_only_the_active_sockets_close_touches_the_session(
+def test_i21_d17_only_the_active_sockets_close_touches_the_session(
     server: LocalServer, pool: ConnectionPool
 ) -> None:
     recorder = Recorder().listen(pool)
@@ -644,7 +645,7 @@ def test_i21_only_the_active_sockets_close_touches_the_session(
 
 
 @pytest.mark.parametrize("code", [1006, 4001])
-def test_i22_after_a_failed_switchover_the_old_socket_is_active_again(
+def test_i22_d17_after_a_failed_switchover_the_old_socket_is_active_again(
     server: LocalServer, make_pool: MakePool, code: int
 ) -> None:
     pool = make_pool(max_retries=1)
@@ -739,7 +740,7 @@ def test_a_retired_socket_that_the_server_keeps_is_dropped(server: LocalServer, 
 
 
 @pytest.mark.parametrize("succeeds", [True, False], ids=["switched", "failed"])
-def test_i98_4001_before_the_candidate_is_ready_waits_for_its_outcome(
+def test_i98_d17_4001_before_the_candidate_is_ready_waits_for_its_outcome(
     server: LocalServer, make_pool: MakePool, succeeds: bool
 ) -> None:
     pool = make_pool(max_retries=0)
@@ -762,7 +763,9 @@ def test_i98_4001_before_the_candidate_is_ready_waits_for_its_outcome(
     assert recorder.payloads("online") == recorder.payloads("online")[:1]
 
 
-def test_i98_a_loss_turns_the_candidate_into_the_reconnect(server: LocalServer, pool: ConnectionPool) -> None:
+def test_i98_d17_a_loss_turns_the_candidate_into_the_reconnect(
+    server: LocalServer, pool: ConnectionPool
+) -> None:
     recorder = Recorder().listen(pool)
     session = pool.connect(server.url())
     old, candidate = shut_down(server)
@@ -776,7 +779,7 @@ def test_i98_a_loss_turns_the_candidate_into_the_reconnect(server: LocalServer, 
     assert states == ["online", "event:mercury_shutdown_imminent", "offline", "offline.transient", "online"]
 
 
-def test_i98_a_permanent_close_cancels_the_candidate(server: LocalServer, pool: ConnectionPool) -> None:
+def test_i98_d17_a_permanent_close_cancels_the_candidate(server: LocalServer, pool: ConnectionPool) -> None:
     recorder = Recorder().listen(pool)
     session = pool.connect(server.url())
     old, candidate = shut_down(server)
@@ -790,7 +793,9 @@ def test_i98_a_permanent_close_cancels_the_candidate(server: LocalServer, pool: 
     assert ends(recorder) == ["offline", "offline.permanent"]
 
 
-def test_i99_an_envelope_on_both_sockets_is_delivered_once(server: LocalServer, pool: ConnectionPool) -> None:
+def test_i99_d17_an_envelope_on_both_sockets_is_delivered_once(
+    server: LocalServer, pool: ConnectionPool
+) -> None:
     recorder = Recorder().listen(pool)
     pool.connect(server.url())
     old, candidate = shut_down(server)
@@ -816,7 +821,7 @@ def test_i99_an_envelope_on_both_sockets_is_delivered_once(server: LocalServer, 
 # -- configuration -------------------------------------------------------------------------------------------
 
 
-def test_max_less_than_initial_is_refused() -> None:
+def test_i40_max_less_than_initial_is_refused() -> None:
     with pytest.raises(ConfigurationError):
         PoolConfig(backoff_initial=2.0, backoff_max=1.0)
 

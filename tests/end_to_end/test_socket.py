@@ -281,7 +281,7 @@ def test_i9_nothing_happens_after_a_close(server: LocalServer, make_pool: MakePo
 
 @pytest.mark.parametrize("mute_to_closes", [False, True], ids=["answers-close", "ignores-close"])
 @pytest.mark.parametrize("fault", ["wrong_pong", "mute"])
-def test_i10_a_bad_pong_ends_in_offline_transient_and_a_reconnect(
+def test_i10_d2_a_bad_pong_ends_in_offline_transient_and_a_reconnect(
     server: LocalServer, make_pool: MakePool, fault: str, mute_to_closes: bool
 ) -> None:
     pool = make_pool(ping_interval=0.1, pong_timeout=0.2, force_close_delay=0.1)

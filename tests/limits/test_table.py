@@ -182,7 +182,7 @@ FIXED: Rows = {
     ),
     "pool/reports.py::_SHORT_LIFE": (f"{WAITS}::test_limit_short_life_is_less_than_a_second",),
     "pool/reports.py::_SHORT_LIVES": (
-        f"{CONNECTOR}::test_three_short_lives_in_a_row_are_told_to_the_endpoint",
+        f"{CONNECTOR}::test_d7_three_short_lives_in_a_row_are_told_to_the_endpoint",
     ),
     "pool/retry.py::_FLOOR": (
         f"{RETRY}::test_t15_jitter_draws_from_the_whole_wait_but_never_almost_nothing",

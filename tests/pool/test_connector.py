@@ -698,7 +698,7 @@ def test_i41_4401_on_a_live_session_of_an_endpoint_with_own_token(make: Make, wa
     assert [target.token for target, _ in place.told] == ["e0"]
 
 
-def test_three_short_lives_in_a_row_are_told_to_the_endpoint(make: Make, waits: list[float]) -> None:
+def test_d7_three_short_lives_in_a_row_are_told_to_the_endpoint(make: Make, waits: list[float]) -> None:
     pool, transport = make(max_retries=None)
     now = [0.0]
     pool._env.clock = lambda: now[0]

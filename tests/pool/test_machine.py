@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
+import logging
 import random
 import signal
 import sys
@@ -1112,3 +1113,27 @@ def test_stress_close_at_any_moment(make: Make) -> None:
         network.thread.join(LONG)
         assert not network.thread.is_alive() and wrong == [] and network.trouble == []
         assert all(machine.state is S.IDLE and not machine._links for machine in pool._machines())
+
+
+def test_the_log_tells_of_a_connect_before_anything_of_its_attempts(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "llm_sessions")
+    pool, transport = make(initial_max_retries=0)
+    transport.on_open = refuse
+    threads = pool._env.threads
+    spawn = threads.spawn
+
+    def spawn_and_let_run(target: Callable[[], None], name: str) -> threading.Thread:
+        thread = spawn(target, name)
+        thread.join(LONG)  # it runs to its end before its starter goes on
+        return thread
+
+    threads.spawn = spawn_and_let_run  # type: ignore[method-assign]
+    with pytest.raises(ConnectError):
+        pool.connect(URL)
+    assert [record.getMessage().partition("] ")[2] for record in caplog.records] == [
+        "idle -> connecting",
+        "attempt 1 failed: nobody home",
+        "connecting -> offline: nobody home",
+    ]

@@ -70,7 +70,7 @@ CLOSES = [
 
 
 @pytest.mark.parametrize(("code", "reason", "event"), CLOSES)
-def test_i30_the_close_of_the_active_socket(make: Make, code: int, reason: str, event: str) -> None:
+def test_i30_d16_the_close_of_the_active_socket(make: Make, code: int, reason: str, event: str) -> None:
     pool, transport = make()
     session = pool.connect(URL)
     recorder = Recorder().listen(session)
@@ -94,7 +94,7 @@ def test_i30_the_close_of_the_active_socket(make: Make, code: int, reason: str, 
 
 
 @pytest.mark.parametrize(("code", "reason", "event"), [*CLOSES, (4401, "", TRANSIENT)])
-def test_i29_the_close_of_a_retired_socket(make: Make, code: int, reason: str, event: str) -> None:
+def test_i29_d16_the_close_of_a_retired_socket(make: Make, code: int, reason: str, event: str) -> None:
     pool, transport = make(retire_timeout=7)
     session = pool.connect(URL)
     old = transport.links[0]
@@ -169,7 +169,7 @@ def test_i24_the_candidate_uses_the_sessions_own_url(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("code", "state"), [(1006, S.RECONNECTING), (4001, S.OFFLINE)])
-def test_i22_after_a_failed_switchover_the_old_socket_is_active_again(
+def test_i22_d17_after_a_failed_switchover_the_old_socket_is_active_again(
     make: Make, code: int, state: S
 ) -> None:
     _, transport, session, recorder = switching(make, max_retries=0)

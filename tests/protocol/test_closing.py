@@ -137,7 +137,9 @@ OTHER = ["", "done", "Done", "done (permanent)", "done (unknown)", "idle ", "xid
         *[(code, "idle", PERMANENT) for code in (3049, 3051, 3999, 4002, 4400, 4403, 4404, 4410, 4999, 5000)],
     ],
 )
-def test_i30_what_a_close_of_the_active_socket_means(code: int, reason: str, meaning: CloseMeaning) -> None:
+def test_i30_d16_what_a_close_of_the_active_socket_means(
+    code: int, reason: str, meaning: CloseMeaning
+) -> None:
     assert classify_close(code, reason) is meaning
 
 
@@ -222,7 +224,7 @@ def test_the_tables_cannot_be_changed() -> None:
         (4410, "", Failure.CLOSED),
     ],
 )
-def test_i42_what_a_close_before_ready_is(code: int, reason: str, failure: Failure) -> None:
+def test_i42_d16_what_a_close_before_ready_is(code: int, reason: str, failure: Failure) -> None:
     assert classify_failed_open(code, reason) is failure
 
 
