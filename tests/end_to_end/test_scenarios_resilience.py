@@ -424,7 +424,7 @@ class Blocking:
         return lambda: self.session.wait_closed(LONG), self.pool.disconnect
 
     def receive(self) -> Any:
-        self.waiting = lambda: len(self._machine._delivery._arrived._waiters)
+        self.waiting = lambda: sum(inbox.takers for inbox in self._machine._delivery._inboxes())
         self.online()
         return lambda: self.session.receive(LONG), self.server.publish
 
