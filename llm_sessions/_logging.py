@@ -7,21 +7,24 @@ and installs no handler.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 __all__ = ["Repeats", "SessionLogger", "get_logger", "know_secret", "redact", "without_secrets"]
 
 _MIN_SECRET: Final = 8  # characters; shorter ones are words, and their loss would garble records
 _MAX_SECRETS: Final = 1024
+_MAX_KINDS: Final = 256
 _QUIET: Final = 60.0  # seconds in which records that are alike make one line
 
-_known: dict[str, None] = {}  # newest last; single operations on it are atomic
+_ages = itertools.count()
+_known: dict[str, int] = {}  # newest last; single operations on it are atomic
 
 # One pass; no part can match a run of text from more than a few starts, so time is linear in the text.
 # Kept are the groups: a key (its end is enough), its separator and the quote before its value.
@@ -50,17 +53,16 @@ def know_secret(secret: str) -> None:
     """
     if len(secret) < _MIN_SECRET:
         return
-    _known.pop(secret, None)
-    _known[secret] = None
+    for form in {secret, quote(secret, safe="")}:
+        _known[form] = next(_ages)  # one operation: at no time is it unknown
     while len(_known) > _MAX_SECRETS:
-        _known.pop(next(iter(list(_known))), None)
+        _known.pop(min(list(_known.items()), key=lambda item: item[1])[0], None)
 
 
 def redact(text: str) -> str:
     """Return `text` without known secrets and without whatever looks like a credential."""
-    for secret in list(_known):
-        if secret in text:
-            text = text.replace(secret, "***")
+    for secret in sorted((one for one in list(_known) if one in text), key=len, reverse=True):
+        text = text.replace(secret, "***")
     return _SECRET.sub(_kept, text)
 
 
@@ -84,7 +86,11 @@ class _Redaction(logging.Filter):
     """Takes credentials out of every record of the logger that it is added to."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except Exception as exc:  # noqa: BLE001  # of an argument's __str__; it must not end who logs
+            record.msg, record.args = f"{record.msg!r} cannot be formatted: {type(exc).__name__}", None
+            text = record.msg
         safe = redact(text)
         if safe != text:
             record.msg, record.args = safe, None
@@ -125,6 +131,8 @@ class Repeats:
     def due(self, kind: str) -> int | None:
         """Return how many were left out since the last line if there is to be one now, else None."""
         now = self._clock()
+        if len(self._seen) > _MAX_KINDS:  # what errors say of themselves may differ without end
+            self._seen.clear()
         said_at, left_out = self._seen.get(kind, (float("-inf"), 0))
         if now - said_at < _QUIET:
             self._seen[kind] = said_at, left_out + 1
@@ -141,11 +149,13 @@ class SessionLogger(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic
     """Prefix records with the session, and put it in `extra` for structured handlers."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        extra = dict(self.extra or {})
-        kwargs["extra"] = {**extra, **(kwargs.get("extra") or {})}
-        # The id becomes part of the format, where a % in it would take one of the arguments.
-        session_id = str(extra.get("session_id")).replace("%", "%%")
-        return f"[{session_id}] {msg}", kwargs
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log with the session's id in front, as an argument: it may have a % in it."""
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        super().log(level, f"[%s] {msg}", (self.extra or {}).get("session_id"), *args, **kwargs)
 
     def thinned(
         self, repeats: Repeats, kind: str, level: int, text: str, *args: object, exc_info: bool = False

@@ -31,6 +31,7 @@ __all__ = [
     "CONNECTION",
     "STREAM",
     "Deadline",
+    "Latch",
     "Lock",
     "RankedLock",
     "ThreadGroup",
@@ -107,6 +108,37 @@ def check_lock_order(on: bool) -> None:
 def held_locks() -> list[str]:
     """Return the names of the checked locks that this thread holds. For tests."""
     return [lock.name for lock in _held.__dict__.get("locks", [])]
+
+
+class Latch:
+    """An Event that is set once, and whose waiters share no lock.
+
+    A thread that is interrupted by Ctrl-C at the wrong instant leaves the lock of a `threading.Event` held,
+    and whoever else waits on it, or wants to set it, then hangs.
+    """
+
+    __slots__ = ("_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiters: list[Lock] = []
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        """Wake all who wait and will wait. By one thread, once; again it does nothing."""
+        if not self._set:
+            self._set = True
+            for waiter in list(self._waiters):
+                waiter.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most `timeout` seconds, None for no limit; return whether it is set."""
+        mine = threading.Lock()
+        mine.acquire()
+        self._waiters.append(mine)  # before the look: `set` looks at them after it has set
+        return self._set or mine.acquire(timeout=-1 if timeout is None else timeout) or self._set
 
 
 class Deadline:

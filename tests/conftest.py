@@ -9,12 +9,17 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import trustme
 
 from llm_sessions import ConnectionPool, PoolConfig, _sync
 from llm_sessions.testing.server import LocalServer
 from tests.support import QUICK, no_leaks
+
+# A slow machine is no bug.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 
 # Before any lock is made: every lock of every test checks its rank.
 _sync.check_lock_order(True)

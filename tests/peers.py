@@ -263,8 +263,12 @@ class Owner:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.reports: list[Any] = []
+        self.readers: list[str] = []
         self.takes = True
         self.on_received: Callable[[Sequence[Any]], object] = lambda events: None
+
+    def link_reading(self, link: Link) -> None:
+        self.readers.append(threading.current_thread().name)
 
     def link_ready(self, link: Link) -> None:
         self._report("ready")

@@ -6,6 +6,7 @@ import logging
 import string
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from llm_sessions import _logging
 from llm_sessions._logging import Repeats, SessionLogger, get_logger, know_secret, redact, without_secrets
-from tests.support import run_together
+from tests.support import Background, run_together
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.s1g_-nature"
 
@@ -233,6 +234,43 @@ def record_of(caplog: pytest.LogCaptureFixture, log: Callable[[logging.Logger], 
     return record
 
 
+def test_t11_a_secret_is_known_at_every_moment(known: dict[str, None]) -> None:
+    """Every attempt says again that its token is a secret."""
+    know_secret("0123456789abcdef")
+    done = threading.Event()
+
+    def again() -> None:
+        while not done.is_set():
+            know_secret("0123456789abcdef")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        others = [Background(again) for _ in range(2)]
+        shown = {redact("-0123456789abcdef-") for _ in range(3000)}
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+    for other in others:
+        other.result()
+    assert shown == {"-***-"}
+
+
+def test_t11_a_secret_within_another_and_one_in_a_url_are_gone(known: dict[str, None]) -> None:
+    for secret in ("0123456789", "0123456789abcdef", "p@ss/word+1234"):
+        know_secret(secret)
+    assert redact("0123456789abcdef 0123456789 x=p%40ss%2Fword%2B1234") == "*** *** x=***"
+
+
+def test_what_cannot_be_formatted_does_not_end_who_logs(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    record = record_of(caplog, lambda log: log.info("failed: %s", Broken()))
+    assert record.getMessage() == "'failed: %s' cannot be formatted: RuntimeError"
+
+
 def test_t11_every_record_of_our_loggers_is_redacted(
     caplog: pytest.LogCaptureFixture, known: dict[str, None]
 ) -> None:
@@ -299,6 +337,13 @@ def test_of_records_that_are_alike_one_a_minute_makes_a_line() -> None:
     assert [repeats.due("a"), repeats.due("b")] == [0, 0]
 
 
+def test_kinds_of_records_are_not_remembered_without_end() -> None:
+    repeats = Repeats(lambda: 0.0)
+    for number in range(10_000):
+        assert repeats.due(f"kind {number}") == 0
+    assert len(repeats._seen) <= 257
+
+
 def test_what_is_left_out_is_counted_and_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     repeats, log = Repeats(lambda: now[0]), logged(caplog)
@@ -347,9 +392,11 @@ def test_a_session_named_with_a_percent_sign_breaks_no_record(caplog: pytest.Log
     log = logged(caplog, "100%d sure %s")
     log.info("latency %.1f ms", 2.5)
     log.info("%s", "x%dy")
+    log.info("closed")
     assert [record.getMessage() for record in caplog.records] == [
         "[100%d sure %s] latency 2.5 ms",
         "[100%d sure %s] x%dy",
+        "[100%d sure %s] closed",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -15,13 +16,14 @@ from llm_sessions._sync import (
     SESSION,
     STREAM,
     Deadline,
+    Latch,
     RankedLock,
     ThreadGroup,
     check_lock_order,
     held_locks,
     make_lock,
 )
-from tests.support import LONG, SHORT, Background, Gate, run_together
+from tests.support import LONG, SHORT, Background, Gate, eventually, run_together
 
 
 @pytest.fixture
@@ -337,3 +339,31 @@ def test_i28_ended_threads_are_swept_out() -> None:
         group.spawn(lambda: None, "llm-short").join(10)
     assert len(group._threads) <= 2 * _sync._FEW_THREADS
     assert group.join(Deadline(10)) == []
+
+
+# -- Latch --------------------------------------------------------------------------------------------------
+
+
+def test_a_latch_wakes_all_who_wait_and_holds_up_nobody_later() -> None:
+    latch = Latch()
+    assert not latch.is_set() and latch.wait(0) is False and latch.wait(SHORT) is False
+    calls = [Background(lambda: latch.wait()) for _ in range(5)]
+    calls += [Background(lambda: latch.wait(LONG)) for _ in range(5)]
+    eventually(lambda: len(latch._waiters) >= 12)
+    latch.set()
+    latch.set()
+    assert all(call.result() is True for call in calls)
+    assert latch.is_set() and latch.wait(0) is True
+
+
+def test_no_wake_up_of_a_latch_is_lost() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            latch = Latch()
+            calls = [Background(lambda latch=latch: latch.wait(LONG)) for _ in range(3)]
+            latch.set()
+            assert all(call.result() is True for call in calls)
+    finally:
+        sys.setswitchinterval(interval)

@@ -9,6 +9,7 @@ the waker; it never waits to write, and never for the owner (an owner that is fu
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import threading
@@ -44,7 +45,10 @@ _ASK_AGAIN: Final = 1.0
 
 
 _MAX_SHOWN: Final = 500  # characters of a message at DEBUG
-_LONG_SECRET: Final = 8192
+_MAX_LOOKED_AT: Final = (
+    8192  # bytes of it that are redacted; tokens before the 500th character make it shorter
+)
+_CUT_WORD: Final = re.compile(r"[\w.~+/=%-]+\Z")
 
 
 def resolve(host: str, port: int) -> list[AddressInfo]:
@@ -54,9 +58,12 @@ def resolve(host: str, port: int) -> list[AddressInfo]:
 
 def _shown(payload: bytes) -> str:
     """Return what logs show of a message."""
-    # Redacted before it is cut: what is left of a secret that was cut would not be found.
-    text = redact(payload[: _MAX_SHOWN + _LONG_SECRET].decode(errors="replace"))
-    return text[:_MAX_SHOWN] + ("…" if len(text) > _MAX_SHOWN else "")
+    text = payload[:_MAX_LOOKED_AT].decode(errors="replace")
+    if len(payload) > _MAX_LOOKED_AT:
+        text = _CUT_WORD.sub("", text)  # what is left of a secret that was cut would not be found
+    text = redact(text)
+    cut = len(payload) > _MAX_LOOKED_AT or len(text) > _MAX_SHOWN
+    return text[:_MAX_SHOWN] + ("…" if cut else "")
 
 
 class Connection:
@@ -168,6 +175,7 @@ class Connection:
 
     def _read(self, protocol: MercuryProtocol, glued: bytes) -> None:
         error: Exception | None = None
+        self._owner.link_reading(self)
         try:
             with self._lock:
                 protocol.start()

@@ -110,6 +110,9 @@ class Traffic:
 class LinkOwner(Protocol):
     """What a link reports to, always from its reader thread, in the order in which things happened."""
 
+    def link_reading(self, link: Link) -> None:
+        """The reader begins. The first report: from now on its thread may not wait for the owner."""
+
     def link_ready(self, link: Link) -> None:
         """The server authorized the link; it can send."""
 

@@ -31,7 +31,7 @@ import requests
 
 from .. import _fork
 from .._logging import get_logger, know_secret, without_secrets
-from .._sync import LEAF, Deadline, ThreadGroup, make_lock
+from .._sync import LEAF, Deadline, Latch, ThreadGroup, make_lock
 from ..errors import ConfigurationError, LocalProtocolError, TokenRefreshError, fresh_copy
 from ..pool.config import check_seconds
 from .exchange import ExchangeFailed, check_url, clean, post_form
@@ -60,7 +60,7 @@ class _Request:
         self.error: TokenRefreshError | None = None
         self.superseded = False  # another refresh token was set meanwhile: no outcome
         self.warned = False  # that on_refresh takes too long
-        self.over = threading.Event()
+        self.over = Latch()
 
 
 class OAuthTokens:
@@ -132,7 +132,8 @@ class OAuthTokens:
         self._epoch = 0  # counts the refresh tokens that were set
         self._request: _Request | None = None
         self._refusal: TokenRefreshError | None = None
-        self._paused_until = -math.inf  # monotonic
+        self._paused_until = -math.inf  # monotonic; for early refreshes, which can wait
+        self._busy: tuple[float, TokenRefreshError] | None = None  # until when the service asked for quiet
         self._closed = False
 
     def get(self) -> str:
@@ -184,11 +185,11 @@ class OAuthTokens:
         for secret in (refresh_token, access_token or ""):
             know_secret(secret)
         with self._lock:
-            if held.refresh != self._held.refresh:
-                self._epoch += 1
+            epoch = self._epoch + (held.refresh != self._held.refresh)
             if access_token is None:
                 held = dataclasses.replace(self._held, refresh=held.refresh)
-            self._held, self._refusal, self._paused_until = held, None, -math.inf
+            self._epoch, self._held, self._refusal = epoch, held, None
+            self._paused_until, self._busy = -math.inf, None
 
     def close(self, timeout: float = 5.0) -> None:
         """Make no more requests. The token at hand can be had for as long as it is good.
@@ -270,6 +271,12 @@ class OAuthTokens:
     def _check_may_ask(self) -> None:
         if self._refusal is not None:
             raise fresh_copy(self._refusal)
+        if self._busy is not None:
+            left = self._busy[0] - time.monotonic()
+            if left > 0:
+                error = fresh_copy(self._busy[1])
+                error.retry_after = left
+                raise error
         if self._closed:
             raise ConfigurationError("token", "this OAuthTokens is closed, and has no good access token")
 
@@ -335,6 +342,7 @@ class OAuthTokens:
             request.over.set()
 
     def _ask(self, held: Held) -> tuple[Held, RefreshedTokens] | TokenRefreshError:
+        know_secret(self._client_secret)  # again: newer ones may have taken its place
         form = {
             "grant_type": "refresh_token",
             "client_id": self._client_id,
@@ -373,18 +381,20 @@ class OAuthTokens:
                 if not superseded:
                     self._refusal = outcome if outcome.final else None
                     self._paused_until = time.monotonic() + max(_PAUSE, outcome.retry_after or 0.0)
+                    asked = outcome.retry_after
+                    self._busy = (time.monotonic() + asked, outcome) if asked else None
             else:
                 request.access = outcome[1].access_token
                 if not superseded:
-                    self._held, self._paused_until = outcome[0], -math.inf
+                    self._held, self._paused_until, self._busy = outcome[0], -math.inf, None
                     request.telling = Deadline(self._timeout)
         if superseded:
             logger.info("the answer of %s was dropped: another refresh token was set meanwhile", self._where)
         elif isinstance(outcome, TokenRefreshError):
             logger.warning("refreshing the access token failed: %s", outcome)
         else:
-            logger.info("%s refreshed the access token", self._where)
             self._tell(outcome[1])
+            logger.info("%s refreshed the access token", self._where)
 
     def _tell(self, tokens: RefreshedTokens) -> None:
         if self._on_refresh is None:

@@ -29,6 +29,7 @@ _LONGEST_RETRY_AFTER: Final = 86400.0
 
 # RFC 6749 5.2: whose request was refused so will be refused again.
 _CLIENT_REFUSED: Final = frozenset({"invalid_client", "unauthorized_client"})
+_PASSING: Final = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
 _REFUSED: Final = _CLIENT_REFUSED | {
     *("invalid_grant", "invalid_request"),
     *("unsupported_grant_type", "invalid_scope"),
@@ -192,7 +193,10 @@ def _refused(
     said = (code, values.get("error_description"), values.get("message"))
     text = clean(": ".join(one for one in said if isinstance(one, str) and one), secrets)
     what = f"{where} answered {status}{f' ({text})' if text else ''}"
-    final = _is_final(status, values)
+    retry_after = parse_retry_after(
+        answer.headers.get("Retry-After"), now=time.time(), longest=_LONGEST_RETRY_AFTER
+    )
+    final = retry_after is None and _is_final(status, values)
     if final and code in _CLIENT_REFUSED:
         what = f"the client id or the client secret is not accepted: {what}"
     elif final:
@@ -203,9 +207,6 @@ def _refused(
         what = f"{what} without an access token"
     elif 300 <= status <= 399:
         what = f"{what}, a redirect; these are not followed, for they would take the secrets elsewhere"
-    retry_after = parse_retry_after(
-        answer.headers.get("Retry-After"), now=time.time(), longest=_LONGEST_RETRY_AFTER
-    )
     return TokenRefreshError("", what, status, where, answer.timing, retry_after, final)
 
 
@@ -213,9 +214,12 @@ def _is_final(status: int, values: dict[str, Any]) -> bool:
     """Say whether the service itself has refused, and not something on the way to it."""
     if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or not 400 <= status <= 499:
         return False
-    if status == HTTPStatus.UNAUTHORIZED or (status == HTTPStatus.BAD_REQUEST and values):
+    code = values.get("error")
+    if isinstance(code, str) and code in _PASSING:
+        return False
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.BAD_REQUEST) and values:
         return True
-    return isinstance(code := values.get("error"), str) and code in _REFUSED
+    return isinstance(code, str) and code in _REFUSED
 
 
 def _object(answer: Answer) -> dict[str, Any]:

@@ -349,6 +349,8 @@ class Connector:
             fresh = provider.refresh(bare)
         except BaseException as exc:  # noqa: BLE001  # it is logged
             self._machine.complain("refreshing the token failed", WARNING)
+            if isinstance(exc, TokenRefreshError) and exc.final:
+                return self._named(exc)
             asked = _seconds(getattr(exc, "retry_after", None)) or 0.0
             self._asked_to_wait = max(self._asked_to_wait, min(asked, self._config.backoff_max * 10))
             return None

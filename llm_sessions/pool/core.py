@@ -267,12 +267,12 @@ class SessionCore:
 
 def said(error: Exception) -> object:
     """Return what logs show of an error: they say themselves which session it is about."""
-    return error.message if isinstance(error, SessionError) else error
+    return getattr(error, "message", error) if isinstance(error, SessionError) else error
 
 
 def as_text(code: int, reason: str) -> str:
-    """Return a close code and reason as logs show them."""
-    return f"{code} {reason}".rstrip()
+    """Return a close code and reason as logs show them: in one line, whatever the server put into it."""
+    return f"{code} {''.join(ch if ch.isprintable() else ' ' for ch in reason)}".rstrip()
 
 
 def _act(effects: Iterable[Callable[[], object]]) -> None:

@@ -13,6 +13,7 @@ is empty and the session idle, or the dispatcher stopped.
 from __future__ import annotations
 
 import collections
+import inspect
 import threading
 from collections.abc import Callable
 from logging import ERROR
@@ -276,7 +277,8 @@ class Dispatcher:
             listener.callback(argument)
         # SystemExit too: a callback's mistake ends neither the others nor the thread.
         except BaseException as exc:  # noqa: BLE001  # it is logged
-            kind, text = f"{name} {type(exc).__name__}", "a listener of %r raised"
+            who = listener.callback if inspect.isroutine(listener.callback) else type(listener.callback)
+            kind, text = f"{name} {who.__qualname__} {type(exc).__name__}", "a listener of %r raised"
             self._log.thinned(self._repeats, kind, ERROR, text, name, exc_info=True)()
 
 

@@ -98,6 +98,7 @@ class SessionMachine(SessionReports):
             self._provider = self.env.provider if provider is None else provider
             self._retries = Retries(self.env.config)
             self._short_lives = 0
+            self._repeats.forget()  # what fails now is news
             self._step(effects, Trigger.CONNECT)
             self._new_attempt(effects, RunKind.FIRST)  # after the step: its log line comes before theirs
         assert self._attempt is not None

@@ -30,6 +30,7 @@ from ..protocol.state import SessionState, Trigger
 from .attempt import Attempt, RunKind
 from .connector import Connector
 from .core import Effects, SessionCore, as_text, said
+from .served import serve
 
 __all__ = ["SessionReports"]
 
@@ -122,7 +123,9 @@ class SessionReports(SessionCore):
             left = limit is None or self._retries.failures <= limit
             if retries > 0 and getattr(error, "code", None) != 1006:
                 self._emit(effects, "connection_failed", ConnectionFailed(self.session_id, error, retries))
-            self._warn(effects, "attempt", "attempt %d failed: %s", attempt.number, said(error))
+            of_its_kind = [str(getattr(error, name, None)) for name in ("status", "code")]
+            kind = " ".join(["attempt", type(error).__name__, *of_its_kind])
+            self._warn(effects, kind, "attempt %d failed: %s", attempt.number, said(error))
             return wait, left
 
         return self._decide(decision)
@@ -183,6 +186,9 @@ class SessionReports(SessionCore):
         say()
 
     # -- the readers' reports -----------------------------------------------------------------------------
+
+    def link_reading(self, link: Link) -> None:
+        serve(self)
 
     def link_ready(self, link: Link) -> None:
         self._report(self._link_ready, link)

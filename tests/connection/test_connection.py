@@ -942,6 +942,23 @@ def test_every_message_is_logged_at_debug_cut_and_without_secrets(
     assert texts[3:] == ['> {"id":"mine"}'] and texts[0].startswith('< {"id":"m0"')
 
 
+def test_t11_a_token_that_the_cut_would_leave_the_beginning_of_is_not_shown(
+    server: LocalServer, online: MakeLink, owner: Owner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tokens before it shrink to three stars each, so that what was far behind the cut comes into sight."""
+    caplog.set_level(logging.DEBUG, "llm_sessions.connection")
+    online(server, timing=NO_PINGS)
+    tokens = ",".join('"eyJ' + f"{n}s3cret".ljust(1500, "x") + '.eyJ.sig"' for n in range(20))
+    server.send_text('{"id":"m0","all":[' + tokens + "]}")
+    owner.wait_message("m0")
+    assert '"id":"m0"' in caplog.text and "s3cret" not in caplog.text
+
+
+def test_the_reader_says_first_that_it_is_one(server: LocalServer, online: MakeLink, owner: Owner) -> None:
+    online(server)
+    assert len(owner.readers) == 1 and owner.readers[0].startswith("llm-reader[")
+
+
 def test_traffic_is_frames_without_the_handshake(
     server: LocalServer, online: MakeLink, make: MakeLink, owner: Owner
 ) -> None:

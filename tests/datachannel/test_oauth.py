@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import requests
@@ -31,6 +31,7 @@ from llm_sessions import (
     TokenProvider,
     TokenRefreshError,
 )
+from llm_sessions._sync import Latch
 from llm_sessions.datachannel import oauth, oauth_grant
 from llm_sessions.testing.clock import ManualClock
 from llm_sessions.testing.server import LocalServer
@@ -88,20 +89,29 @@ def oauth_threads() -> list[threading.Thread]:
     return [thread for thread in library_threads() if thread.name == "llm-oauth"]
 
 
+class CountedLatch(Latch):
+    """Says how many wait on any of its kind."""
+
+    __slots__ = ()
+    waiting: ClassVar[list[threading.Thread]] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        me = threading.current_thread()
+        self.waiting.append(me)
+        try:
+            return super().wait(timeout)
+        finally:
+            self.waiting.remove(me)
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oauth, "Latch", CountedLatch)
+
+
 def waiting(count: int) -> None:
     """Wait until `count` callers wait for a request."""
-
-    def in_wait() -> int:
-        frames = sys._current_frames().values()
-        stacks = [[step.f_code.co_name for step in walk(frame)] for frame in frames]
-        return sum("_wait" in stack and "_token" in stack for stack in stacks)
-
-    def walk(frame: Any) -> Iterator[Any]:
-        while frame is not None:
-            yield frame
-            frame = frame.f_back
-
-    eventually(lambda: in_wait() == count, f"{count} callers do not wait")
+    eventually(lambda: len(CountedLatch.waiting) == count, f"{count} callers do not wait")
 
 
 def held(service: TokenService) -> Gate:
@@ -210,6 +220,7 @@ def test_d6_a_refresh_that_fails_too_late_raises(service: TokenService, clock: M
         tokens.get()
     error = caught.value
     assert (error.status, error.retry_after, error.final, error.url) == (429, 7, False, service.url)
+    clock.advance(7)
     assert tokens.get() == "s3cret-access-2"  # whoever waits is the caller
 
 
@@ -1018,3 +1029,43 @@ def test_d6_a_final_refusal_ends_the_session_with_its_name(
     assert (caught.value.final, caught.value.status, caught.value.session_id) == (True, status, "captions")
     assert str(caught.value).startswith("session 'captions': the refresh token is not valid any more")
     assert len(service.forms) == 1
+
+
+# -- a service that is busy, a log that is broken ------------------------------------------------------------
+
+
+def test_d24_while_the_service_asks_for_quiet_nobody_asks_it(
+    service: TokenService, clock: ManualClock
+) -> None:
+    """Also without a good token: sessions that come one after the other must not make a request each."""
+    tokens = service.tokens()
+    service.answers[:] = [http_answer(429, {}, Retry_After="60")]
+    with pytest.raises(TokenRefreshError) as first:
+        tokens.get()
+    clock.advance(20)
+    with pytest.raises(TokenRefreshError) as second:
+        tokens.get()
+    assert (first.value.retry_after, second.value.retry_after) == (60, 40) and not second.value.final
+    assert first.value is not second.value and len(service.forms) == 1
+    clock.advance(40)
+    assert tokens.get() and len(service.forms) == 2
+
+
+def test_a_log_handler_that_raises_does_not_cost_the_rotated_token(service: TokenService) -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.INFO:
+                raise RuntimeError("the disk is full")
+
+    told: list[RefreshedTokens] = []
+    tokens = service.tokens(on_refresh=told.append)
+    logger, broken = logging.getLogger("llm_sessions.datachannel"), Broken()
+    logger.addHandler(broken)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        assert tokens.get()
+    finally:
+        logger.removeHandler(broken)
+        logger.setLevel(level)
+    assert len(told) == 1

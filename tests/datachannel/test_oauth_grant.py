@@ -210,8 +210,7 @@ def test_an_answer_that_is_too_large_says_so() -> None:
     [
         (400, {"error": "invalid_grant"}),
         (400, {"message": "the refresh token is invalid", "trackingId": "x"}),
-        (401, {}),
-        (401, b"<html>"),
+        (401, {"message": "no"}),
         (403, {"error": "invalid_grant"}),
     ],
 )
@@ -230,6 +229,11 @@ def test_d6_a_refused_client_is_final(code: str) -> None:
 @pytest.mark.parametrize(
     ("status", "body"),
     [
+        (401, {}),
+        (401, b"<html>"),
+        (400, {"error": "temporarily_unavailable"}),
+        (400, {"error": "slow_down"}),
+        (401, {"error": "server_error"}),
         (400, b"<html>Bad Request</html>"),
         (400, {}),
         (403, b"blocked by a firewall"),

@@ -577,6 +577,14 @@ def test_i41_a_refresh_that_raises_still_retries(
     assert "refreshing the token failed" in caplog.text
 
 
+def test_i41_a_refresh_that_is_refused_for_good_ends_the_run(make: Make, waits: list[float]) -> None:
+    pool, transport = make()
+    in_turn(transport, close(4401), ready)
+    with pytest.raises(TokenRefreshError, match="log in again") as caught:
+        pool.connect(URL, "s", token=Tokens(TokenRefreshError("", "log in again", 400, final=True)))
+    assert caught.value.session_id == "s" and waits == [] and len(transport.links) == 1
+
+
 @pytest.mark.parametrize(("asked", "waited"), [(7, 7), (10**6, 320), (0, 1), ("soon", 1), (-5, 1)])
 def test_i41_a_refresh_that_asks_for_time_gets_it(
     make: Make, waits: list[float], asked: object, waited: float

@@ -160,6 +160,28 @@ def test_i36_a_raising_listener_stops_neither_others_nor_the_thread(
     assert [record.levelname for record in caplog.records] == ["ERROR", "DEBUG", "ERROR"], "of each event"
 
 
+def test_i36_each_listener_that_raises_makes_a_line(
+    desk: Callable[..., Desk], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Callable_:
+        def __call__(self, payload: object) -> None:
+            raise ValueError("three")
+
+    def one_of_two(payload: object) -> None:
+        raise ValueError("one")
+
+    def other_of_two(payload: object) -> None:
+        raise ValueError("two")
+
+    one = desk()
+    for callback in (one_of_two, other_of_two, Callable_()):
+        one.own.add("event", callback)
+    one.put(message(1), message(2))
+    one.drain()
+    said = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert said == ["one", "two", "three"]
+
+
 @pytest.mark.parametrize("name", ["event", "online"])
 def test_off_inside_a_callback_holds_at_once(desk: Callable[..., Desk], name: str) -> None:
     one, recorder = desk(), Recorder()

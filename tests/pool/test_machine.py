@@ -28,6 +28,7 @@ from llm_sessions import (
     Endpoint,
     Forbidden,
     LLMSessionsError,
+    LocalProtocolError,
     Offline,
     PoolClosed,
     Replaced,
@@ -1137,3 +1138,34 @@ def test_the_log_tells_of_a_connect_before_anything_of_its_attempts(
         "attempt 1 failed: nobody home",
         "connecting -> offline: nobody home",
     ]
+
+
+def test_what_fails_after_a_new_connect_makes_a_line_at_once(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, transport = make(initial_max_retries=0)
+    transport.on_open = refuse
+    for _ in range(3):
+        with pytest.raises(ConnectError):
+            pool.connect(URL)
+    assert [record.levelname for record in caplog.records if "failed" in record.message] == ["WARNING"] * 3
+
+
+def test_i97_a_log_handler_on_the_readers_thread_must_not_wait_for_its_session(make: Make) -> None:
+    pool, transport = make()
+    session = pool.connect(URL)
+    (link,) = transport.links
+
+    def on_the_reader() -> None:
+        link.owner.link_reading(link)
+        pool.connect(URL, session.id)
+
+    assert isinstance(Background(on_the_reader).error(), LocalProtocolError)
+
+
+def test_a_reason_of_the_servers_stays_in_its_line(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llm_sessions.pool")
+    pool, transport = make()
+    pool.connect(URL)
+    transport.links[0].end(1003, "no\r\n2026-01-01 ERROR forged")
+    assert caplog.messages[-1].endswith("online -> offline: 1003 no  2026-01-01 ERROR forged")
