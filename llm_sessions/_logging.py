@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import sys
 import time
 import traceback
 from collections.abc import Callable, MutableMapping
@@ -21,6 +22,7 @@ __all__ = ["Repeats", "SessionLogger", "get_logger", "know_secret", "redact", "w
 _MIN_SECRET: Final = 8  # characters; shorter ones are words, and their loss would garble records
 _MAX_SECRETS: Final = 1024
 _MAX_KINDS: Final = 256
+_FRAMES: Final = 1 if sys.version_info >= (3, 11) else 2  # to skip; older Pythons count logging's own, too
 _QUIET: Final = 60.0  # seconds in which records that are alike make one line
 
 _ages = itertools.count()
@@ -154,7 +156,7 @@ class SessionLogger(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log with the session's id in front, as an argument: it may have a % in it."""
-        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + _FRAMES
         super().log(level, f"[%s] {msg}", (self.extra or {}).get("session_id"), *args, **kwargs)
 
     def thinned(
