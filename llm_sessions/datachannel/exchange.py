@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import ssl
 import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
@@ -21,15 +22,25 @@ from requests.adapters import HTTPAdapter
 
 from .._logging import redact
 from .._sync import Deadline
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, LLMSessionsError, fresh_copy
 from ..protocol.url import is_loopback
 
-__all__ = ["MAX_ANSWER_BYTES", "Answer", "ExchangeFailed", "check_url", "clean", "post_form"]
+__all__ = [
+    "MAX_ANSWER_BYTES",
+    "Answer",
+    "ExchangeFailed",
+    "ask",
+    "check_http",
+    "check_url",
+    "clean",
+    "post_form",
+]
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
 """Answers with tokens have one or two KiB."""
 
 _MAX_TEXT: Final = 300  # characters of somebody else's text that become part of ours
+_PIECE: Final = 16 * 1024  # bytes that are read at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Answer:
     Attributes:
         status: HTTP status.
         headers: Its headers; names in any case.
-        body: Its body; None if that was larger than `MAX_ANSWER_BYTES`.
+        body: Its body; None if that was larger than was allowed.
         timing: Seconds from the request until the answer was read.
     """
 
@@ -89,6 +100,17 @@ def check_url(url: object, *, allow_insecure: bool, argument: str = "url") -> st
     return url
 
 
+def check_http(http: object) -> requests.Session | None:
+    """Return what was given as `http`.
+
+    Raises:
+        ConfigurationError: If it is neither a session of requests nor None.
+    """
+    if http is not None and not isinstance(http, requests.Session):
+        raise ConfigurationError("http", "must be a requests.Session or None")
+    return http
+
+
 def post_form(
     url: str,
     form: Mapping[str, str],
@@ -98,25 +120,49 @@ def post_form(
     deadline: Deadline,
     secrets: Collection[str] = (),
 ) -> Answer:
-    """POST a form and read the answer. Redirects are not followed: they would take the form elsewhere.
+    """POST a form and read the answer. The arguments and what is raised are those of `ask`."""
+    request = requests.Request("POST", url, data=dict(form))
+    return ask(request, http=http, connect=connect, deadline=deadline, secrets=secrets)
+
+
+def ask(
+    request: requests.Request,
+    *,
+    http: requests.Session | None,
+    connect: float,
+    deadline: Deadline,
+    secrets: Collection[str] = (),
+    max_bytes: int = MAX_ANSWER_BYTES,
+    ssl_context: ssl.SSLContext | None = None,
+) -> Answer:
+    """Make a request and read the answer. Redirects are not followed: they would take secrets elsewhere.
 
     Args:
-        url: One that `check_url` accepted.
-        form: Names and values.
-        http: A session to use, from this thread alone; None for one of this exchange's own, which leaves
-            nothing open. A session of somebody else's cannot be kept from waiting for headers that drip.
+        request: Its URL is one that `check_url` accepted. What its `auth` raises of ours comes out as it is,
+            other exceptions as ExchangeFailed.
+        http: A session to use; None for one of this exchange's own, which leaves nothing open and keeps no
+            cookies. A session of somebody else's cannot be kept from waiting for headers that drip.
         connect: Seconds to try each address of the host.
         deadline: Until when the whole answer must be there.
         secrets: What no text may hold.
+        max_bytes: Of the body; more of it is not read.
+        ssl_context: For a session of this exchange's own; None for what requests trusts.
 
     Raises:
         ExchangeFailed: If there was no whole answer.
     """
-    failed: ExchangeFailed
+    failed: ExchangeFailed | LLMSessionsError
     try:
         with contextlib.ExitStack() as stack:
-            session = http if http is not None else stack.enter_context(timed_session(deadline))
-            return _post(session, url, form, connect, deadline)
+            session = http
+            if session is None:
+                session = stack.enter_context(timed_session(deadline, ssl_context))
+            # Of somebody else's sessions, each wait begins anew: a larger piece is waited for until it is
+            # whole, however slowly it comes.
+            piece = _PIECE if http is None else 1
+            return _ask(session, request, connect, deadline, max_bytes, piece)
+    except LLMSessionsError as exc:
+        failed = fresh_copy(exc)  # without its traceback, which leads to the request
     except Exception as exc:  # noqa: BLE001  # also what hooks and adapters of the given session raise
         cause, timed_out = scrubbed(exc, secrets)
         failed = ExchangeFailed(f"{type(cause).__name__}: {cause}", timed_out or deadline.expired)
@@ -127,43 +173,66 @@ def post_form(
         del failed  # or it and this frame, which knows the form, would hold each other
 
 
-def _post(
-    session: requests.Session, url: str, form: Mapping[str, str], connect: float, deadline: Deadline
+def _ask(
+    session: requests.Session,
+    request: requests.Request,
+    connect: float,
+    deadline: Deadline,
+    max_bytes: int,
+    piece: int,
 ) -> Answer:
     left = deadline.left()
     assert left is not None
     if not left:
         raise TimeoutError("no time is left to ask")
-    began = time.monotonic()
-    host = urlsplit(url)
-    plain = host.scheme == "http" and is_loopback(host.hostname or "")
-    with session.post(
-        url,
-        data=dict(form),
-        # None keeps the session's own from being sent: it is for others.
-        headers={"Accept": "application/json", "Accept-Encoding": "identity", "Authorization": None},
-        auth=_no_auth,
+    # None keeps the session's own from being sent: it is for others. So does an auth that adds nothing:
+    # without one, requests takes the session's or one from ~/.netrc.
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Authorization": None}
+    request.headers = {**headers, **request.headers}
+    request.auth = request.auth or _no_auth
+    prepared = session.prepare_request(request)
+    assert prepared.url is not None
+    options = session.merge_environment_settings(prepared.url, {}, True, None, None)
+    meant, where = urlsplit(request.url), urlsplit(prepared.url)
+    if (meant.scheme, meant.hostname, meant.port) != (where.scheme, where.hostname, where.port):
+        raise ValueError("requests reads this URL in another way than it was checked")
+    if where.scheme == "http" and is_loopback(where.hostname or ""):
         # A proxy is another host, which may not see what goes to loopback in the clear.
-        proxies={"no_proxy": host.hostname or ""} if plain else None,
-        allow_redirects=False,
-        stream=True,
-        timeout=(min(connect, left), left),
-    ) as response:
-        body = _read(response, deadline)
-        return Answer(response.status_code, response.headers, body, time.monotonic() - began)
+        options["proxies"] = {}
+    opened: list[requests.Response] = []
+
+    def first(response: requests.Response, **options: Any) -> None:
+        opened.append(response)
+
+    def last(response: requests.Response, **options: Any) -> None:
+        opened.append(response)
+        # Or requests prepares for following it, and reads the whole body, however long that is.
+        response.headers.pop("Location", None)
+
+    prepared.hooks["response"] = [first, *prepared.hooks["response"], last]
+    timeout = (min(connect, left), left)
+    began = time.monotonic()
+    try:
+        with session.send(prepared, timeout=timeout, allow_redirects=False, **options) as response:
+            # A short piece of a compressed body may be a long one of the body: not all versions of urllib3
+            # know how to stop in between.
+            piece = 1 if response.headers.get("Content-Encoding") else piece
+            body = _read(response, deadline, max_bytes, piece)
+            return Answer(response.status_code, response.headers, body, time.monotonic() - began)
+    finally:
+        while opened:  # also what a hook that raised was given; none is left, for they know these hooks
+            opened.pop().close()
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Without an auth, requests takes the session's or one from ~/.netrc."""
     return request
 
 
-def _read(response: requests.Response, deadline: Deadline) -> bytes | None:
+def _read(response: requests.Response, deadline: Deadline, max_bytes: int, size: int) -> bytes | None:
     body = bytearray()
-    # One byte at a time: a larger piece is waited for until it is whole, however slowly it comes.
-    for piece in response.iter_content(1):
+    for piece in response.iter_content(size):
         body += piece
-        if len(body) > MAX_ANSWER_BYTES:
+        if len(body) > max_bytes:
             return None  # closing the response ends its connection
         if deadline.expired:
             raise TimeoutError("the answer came too slowly")
@@ -174,21 +243,22 @@ def _read(response: requests.Response, deadline: Deadline) -> bytes | None:
 
 
 @contextlib.contextmanager
-def timed_session(deadline: Deadline) -> Iterator[requests.Session]:
-    """A session for one exchange; nothing of it is left afterwards."""
+def timed_session(deadline: Deadline, context: ssl.SSLContext | None = None) -> Iterator[requests.Session]:
+    """A session for one exchange; nothing of it is left afterwards, cookies neither."""
     with requests.Session() as session:
         for adapter in session.adapters.values():
             adapter.close()
-        session.mount("https://", _TimedAdapter(deadline))
-        session.mount("http://", _TimedAdapter(deadline))
+        session.mount("https://", _TimedAdapter(deadline, context))
+        session.mount("http://", _TimedAdapter(deadline, context))
         yield session
 
 
 class _TimedAdapter(HTTPAdapter):
     """Makes its connections of classes that know the deadline."""
 
-    def __init__(self, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline, context: ssl.SSLContext | None) -> None:
         self._deadline = deadline
+        self._tls: dict[str, Any] = {} if context is None else {"ssl_context": _UnchangedContext(context)}
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -200,11 +270,40 @@ class _TimedAdapter(HTTPAdapter):
         self._time(manager)
         return manager
 
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        if not self._tls:
+            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+            return
+        conn.cert_reqs = self._tls["ssl_context"].verify_mode
+        conn.ca_certs = conn.ca_cert_dir = None
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        host, tls = super().build_connection_pool_key_attributes(request, verify, cert)
+        return host, {**tls, "ca_certs": None, "ca_cert_dir": None, **self._tls} if self._tls else tls
+
     def _time(self, manager: Any) -> None:
+        manager.connection_pool_kw.update(self._tls)
         manager.pool_classes_by_scheme = {
             scheme: _timed_pool(kind, self._deadline)
             for scheme, kind in manager.pool_classes_by_scheme.items()
         }
+
+
+class _UnchangedContext:
+    """A TLS context that urllib3 wraps sockets with and cannot change.
+
+    It would set what protocols are offered, each time: in a context that other threads make connections with
+    at the same moment, which OpenSSL does not allow. What it sets is kept here and has no effect.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def set_alpn_protocols(self, protocols: object) -> None:
+        pass
 
 
 def _timed_pool(pool_class: Any, deadline: Deadline) -> type:

@@ -32,7 +32,7 @@ from ..protocol.url import connection_url
 from .attempt import Attempt
 from .retry import parse_retry_after
 from .served import serve
-from .sources import bearer, check_target
+from .sources import BadAnswer, answered, check_target
 
 if TYPE_CHECKING:
     from .config import PoolConfig
@@ -174,6 +174,7 @@ class Connector:
         """Ask the endpoint and the provider; return None if the run was cancelled meanwhile."""
         attempt, config, env = self._attempt, self._config, self._machine.env
         try:
+            attempt.token = ""  # that of the attempt before is not what the endpoint is refused with
             target = attempt.endpoint.resolve(attempt)
             if attempt.cancelled:
                 return None
@@ -182,7 +183,7 @@ class Connector:
             token = target.token if target.token is not None else self._own_token()
             if attempt.cancelled:
                 return None
-            attempt.token = self._check(lambda: _sent_as(token))
+            attempt.token = self._check(lambda: answered(token))
             know_secret(attempt.token.removeprefix("Bearer "))
             context = env.ssl_context() if address.tls else None
         except BaseException as exc:  # SystemExit too: it would end this thread, and strand all who wait
@@ -224,6 +225,10 @@ class Connector:
     def _from_source(self, exc: BaseException) -> _Failed:
         retry_after = _seconds(getattr(exc, "retry_after", None))
         if isinstance(exc, ConfigurationError):
+            if isinstance(exc, BadAnswer):
+                exc = ConfigurationError(exc.argument, exc.problem)
+                if self._machine.was_online:  # as if `_check` had found it
+                    return _Failed(Failure.SOURCE, self._error(ConnectError, str(exc), exc))
             return _Failed(Failure.MISCONFIGURED, exc)
         if isinstance(exc, TokenRefreshError):
             # Its status is the token service's: a 401 is no reason to refresh, and none is no reason to end.
@@ -372,12 +377,6 @@ def _class_of(failure: Failure) -> type[ConnectError]:
     """Return the error that the failure table names, for failures that are not exceptions of a source's."""
     kind: type[ConnectError] = getattr(errors, FAILURES[failure].error)
     return kind
-
-
-def _sent_as(token: object) -> str:
-    if not isinstance(token, str):
-        raise ConfigurationError("token", f"its source returned {type(token).__name__} instead of a string")
-    return bearer(token)
 
 
 def _seconds(value: object) -> float | None:

@@ -11,6 +11,7 @@ replaced ones. CLOSED is applied by whoever removes the last of them.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -37,10 +38,30 @@ from .stats import SessionStats, Tally
 if TYPE_CHECKING:
     from .environment import Environment
 
-__all__ = ["Effects", "SessionCore", "as_text", "said"]
+__all__ = ["Effects", "SessionCore", "Standing", "as_text", "said"]
 
 Effects = list[Callable[[], object]]
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Where a session stands, all of one moment.
+
+    Attributes:
+        state: Its state.
+        endpoint: What it was connected with last, also after a disconnect; None before the first connect.
+        target: Where the active socket is connected to; of the last one while there is none, None before the
+            first and after a disconnect.
+        link: The active socket, or None.
+        online_at: When that one, or the last one, became ready; by the pool's clock.
+    """
+
+    state: SessionState
+    endpoint: Endpoint | None
+    target: Target | None
+    link: Link | None
+    online_at: float
 
 
 class SessionCore:
@@ -221,6 +242,11 @@ class SessionCore:
     def url(self) -> str | None:
         target = self._target
         return target.url if target is not None else None
+
+    def standing(self) -> Standing:
+        """Return where the session stands."""
+        with self._lock:
+            return Standing(self._state, self._endpoint, self._target, self._active, self._online_at)
 
     def stats(self) -> SessionStats:
         """Return the session's numbers, all of one moment but for what other threads count meanwhile."""

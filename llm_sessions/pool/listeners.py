@@ -17,10 +17,10 @@ Callback = Callable[[Any], object]
 class Listener:
     """One registration. `once` ones are taken by the first delivery that claims them."""
 
-    __slots__ = ("callback", "once")
+    __slots__ = ("callback", "once", "owner")
 
-    def __init__(self, callback: Callback, once: bool) -> None:
-        self.callback, self.once = callback, once
+    def __init__(self, callback: Callback, once: bool, owner: object = None) -> None:
+        self.callback, self.once, self.owner = callback, once, owner
 
 
 class ListenerTable:
@@ -37,19 +37,30 @@ class ListenerTable:
         self.version = 0
         self.want_messages = False  # some listen to messages, not only to state events
 
-    def add(self, name: str, callback: Callback, *, once: bool = False) -> None:
+    def add(self, name: str, callback: Callback, *, once: bool = False, owner: object = None) -> None:
         """Register a callback; the same one may be registered several times.
+
+        Args:
+            name: The event.
+            callback: What to call.
+            once: Whether the first delivery takes it.
+            owner: Whose it is, for those who take back only their own.
 
         Raises:
             ConfigurationError: If it is not callable.
         """
         check_callback(callback)
         with self._lock:
-            self._replace(name, (*self._by_name.get(name, ()), Listener(callback, once)))
+            self._replace(name, (*self._by_name.get(name, ()), Listener(callback, once, owner)))
             self.version += 1
 
-    def remove(self, name: str, callback: Callback | None) -> bool:
+    def remove(self, name: str, callback: Callback | None, owner: object = None) -> bool:
         """Take back every registration of a callback, or of all with None; say whether there was one.
+
+        Args:
+            name: The event.
+            callback: Which; None for all.
+            owner: Only this one's; None for anybody's.
 
         Raises:
             ConfigurationError: If it is neither None nor callable.
@@ -58,7 +69,11 @@ class ListenerTable:
             check_callback(callback)
         before = self.named(name)
         # Not under the lock: how callbacks compare is user code.
-        gone = [one for one in before if callback is None or one.callback == callback]
+        gone = [
+            one
+            for one in before
+            if (owner is None or one.owner is owner) and (callback is None or one.callback == callback)
+        ]
         with self._lock:
             now = self._by_name.get(name, ())
             kept = tuple(one for one in now if not any(one is other for other in gone))
@@ -67,6 +82,13 @@ class ListenerTable:
             if removed:
                 self.version += 1
         return removed
+
+    def remove_owned(self, owner: object) -> None:
+        """Take back all that is this owner's."""
+        with self._lock:
+            names = list(self._by_name)
+        for name in names:
+            self.remove(name, None, owner)
 
     def claim(self, name: str, listener: Listener) -> bool:
         """Take a `once` listener for a delivery; False if another thread has had it or it was removed."""

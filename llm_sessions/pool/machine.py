@@ -41,12 +41,9 @@ class SessionMachine(SessionReports):
 
     # -- callers ------------------------------------------------------------------------------------------
 
-    def connect(
-        self, endpoint: Endpoint | None, provider: TokenProvider | None, timeout: float | None
-    ) -> None:
+    def connect(self, endpoint: Endpoint | None, provider: TokenProvider | None, deadline: Deadline) -> None:
         """Return once the session is online; see `ConnectionPool.connect`."""
         self.refuse_own_thread("connect()")
-        deadline = Deadline(timeout, self.env.clock)
         joined: list[bool] = []
         try:
             while True:
@@ -331,6 +328,22 @@ class SessionMachine(SessionReports):
         if not self._links:
             self._closed(effects)
         return ticket
+
+    def begin_disconnect_from(
+        self, endpoint: Endpoint, code: int | None, reason: str | None
+    ) -> tuple[bool, int | None]:
+        """Start to disconnect without waiting, if the session was connected with this very endpoint last.
+
+        Returns:
+            Whether it was, and a ticket for `wait_disconnected`.
+        """
+
+        def decision(effects: Effects) -> tuple[bool, int | None]:
+            if self._endpoint is not endpoint:
+                return False, None
+            return True, self._begin_disconnect(effects, code, reason, False)
+
+        return self._decide(decision)
 
     def forget(self) -> bool:
         """Say whether nobody uses the session; nobody can from then on. For ids that the pool made up."""

@@ -135,7 +135,7 @@ class ConnectionPool:
             str(uuid.uuid4()) if session_id is None else session_id, session_id is None
         )
         try:
-            machine.connect(endpoint, provider, seconds)
+            machine.connect(endpoint, provider, Deadline(seconds, self._env.clock))
         except BaseException:
             if session_id is None and machine.state not in BUSY:  # the caller never learns the id
                 machine.begin_disconnect(None, None)

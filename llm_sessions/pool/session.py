@@ -17,11 +17,12 @@ from .messages import Messages
 
 if TYPE_CHECKING:
     from ..protocol.envelope import Envelope
+    from .core import Standing
     from .listeners import Callback
     from .machine import SessionMachine
     from .stats import SessionStats
 
-__all__ = ["DEFAULT_TIMEOUT", "Session", "Timeout", "check_timeout"]
+__all__ = ["DEFAULT_TIMEOUT", "Session", "Timeout", "check_timeout", "encode", "transmit"]
 
 F = TypeVar("F", bound="Callback")
 
@@ -50,6 +51,38 @@ def check_timeout(timeout: Timeout, default: float | None) -> float | None:
     if timeout is not None:
         check_seconds("timeout", timeout, zero=True)
     return timeout
+
+
+def encode(message: Mapping[str, Any] | str) -> bytes:
+    """Return a message as it is sent.
+
+    Raises:
+        ConfigurationError: If it is neither a mapping nor text, or cannot be written.
+    """
+    if isinstance(message, str):
+        try:
+            return message.encode()
+        except UnicodeEncodeError as exc:
+            raise ConfigurationError("message", f"cannot be encoded: {exc.reason}") from exc
+    if isinstance(message, Mapping):
+        try:
+            return _json.dumps(dict(message))
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise ConfigurationError("message", f"cannot be written as JSON: {exc}") from exc
+    raise ConfigurationError("message", f"must be a mapping or a string, not {type(message).__name__}")
+
+
+def transmit(machine: SessionMachine, standing: Standing, payload: bytes) -> None:
+    """Send on the very socket that was the active one at a moment; see `Session.send`."""
+    if standing.state not in ONLINE or standing.link is None:
+        raise NotOnline(machine.session_id, f"it is {standing.state.value}")
+    try:
+        standing.link.send(payload, machine.env.config.send_timeout)
+    except LinkBroken as exc:
+        if exc.started:
+            raise ConnectionLost(machine.session_id, 1006, str(exc)) from exc.__cause__
+        raise NotOnline(machine.session_id, str(exc)) from exc.__cause__
+    machine.count_sent()
 
 
 class Session:
@@ -115,31 +148,9 @@ class Session:
                 ends it. Part of the message may have been sent.
             PoolClosed
         """
-        if isinstance(message, str):
-            try:
-                payload = message.encode()
-            except UnicodeEncodeError as exc:
-                raise ConfigurationError("message", f"cannot be encoded: {exc.reason}") from exc
-        elif isinstance(message, Mapping):
-            try:
-                payload = _json.dumps(dict(message))
-            except (TypeError, ValueError, RecursionError) as exc:
-                raise ConfigurationError("message", f"cannot be written as JSON: {exc}") from exc
-        else:
-            kind = type(message).__name__
-            raise ConfigurationError("message", f"must be a mapping or a string, not {kind}")
-        machine = self._machine
-        machine.env.check_open()
-        state, link = machine.state, machine.active
-        if state not in ONLINE or link is None:
-            raise NotOnline(self.id, f"it is {state.value}")
-        try:
-            link.send(payload, machine.env.config.send_timeout)
-        except LinkBroken as exc:
-            if exc.started:
-                raise ConnectionLost(self.id, 1006, str(exc)) from exc.__cause__
-            raise NotOnline(self.id, str(exc)) from exc.__cause__
-        machine.count_sent()
+        payload = encode(message)
+        self._machine.env.check_open()
+        transmit(self._machine, self._machine.standing(), payload)
 
     def receive(self, timeout: float | None = None) -> Envelope:
         """Return the next message; wait for it if there is none.

@@ -18,12 +18,14 @@ from .config import PoolConfig
 
 __all__ = [
     "AttemptInfo",
+    "BadAnswer",
     "Endpoint",
     "StaticToken",
     "Target",
     "TokenProvider",
     "TokenSource",
     "UrlEndpoint",
+    "answered",
     "as_endpoint",
     "as_provider",
     "bearer",
@@ -59,6 +61,12 @@ class AttemptInfo(Protocol):
     @property
     def cancelled(self) -> bool:
         """Whether nobody wants the answer any more. Check it after every wait, store nothing then."""
+
+    def wait_cancelled(self, seconds: float) -> bool:
+        """Wait, but no longer than somebody wants the answer; return whether nobody does any more.
+
+        For a short wait that is part of an exchange. Waits between attempts are the pool's.
+        """
 
 
 class Endpoint:
@@ -167,6 +175,24 @@ def bearer(token: object, argument: str = "token") -> str:
     if not bare or not bare.isascii() or any(ch <= " " or ch == "\x7f" for ch in bare):
         raise ConfigurationError(argument, "must be non-empty printable ASCII without spaces")
     return f"Bearer {bare}"
+
+
+class BadAnswer(ConfigurationError):
+    """A token source answered with what cannot be sent: a passing fault for a session that was online."""
+
+
+def answered(token: object) -> str:
+    """Return what a token source answered as it is sent.
+
+    Raises:
+        BadAnswer: If it is no usable string. The text never quotes it.
+    """
+    if not isinstance(token, str):
+        raise BadAnswer("token", f"its source returned {type(token).__name__} instead of a string")
+    try:
+        return bearer(token)
+    except ConfigurationError as exc:
+        raise BadAnswer(exc.argument, exc.problem) from None
 
 
 def as_endpoint(url: Any, *, allow_insecure: bool) -> Endpoint:

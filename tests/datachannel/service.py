@@ -18,7 +18,7 @@ ID, SECRET, REFRESH, ACCESS = "client-id", "s3cret-of-the-client", "s3cret-refre
 
 
 def read_post(sock: Any) -> tuple[bytes, dict[str, str]]:
-    """Read one POST; return its head and the form."""
+    """Read one request; return its head and the form in it, if there is one."""
     data = b""
     while b"\r\n\r\n" not in data:
         piece = sock.recv(4096)
@@ -26,8 +26,8 @@ def read_post(sock: Any) -> tuple[bytes, dict[str, str]]:
             raise ConnectionAbortedError("the client left")
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
-    size = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-    while len(body) < size:
+    sizes = [int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+    while len(body) < sum(sizes):
         body += sock.recv(4096)
     return head, dict(parse_qsl(body.decode()))
 

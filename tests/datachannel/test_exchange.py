@@ -26,7 +26,7 @@ from llm_sessions.datachannel.exchange import (
     post_form,
     scrubbed,
 )
-from llm_sessions.errors import ConfigurationError
+from llm_sessions.errors import ConfigurationError, PoolClosed
 from tests.datachannel.service import TokenService, drip, everything_in, http_answer
 from tests.peers import Peer, nobody, reset
 from tests.support import LONG, descriptors
@@ -159,6 +159,39 @@ def test_a_proxy_of_the_environment_is_used_for_what_goes_further(monkeypatch: p
         assert ask("http://service.invalid/token").status == 200
         [head] = proxy.heads
         assert head.startswith(b"POST http://service.invalid/token HTTP/1.1")
+
+
+def test_t12_a_session_that_asks_somebody_else_is_stopped(service: TokenService) -> None:
+    class Elsewhere(requests.Session):
+        def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+            prepared = super().prepare_request(request)
+            prepared.url = prepared.url.replace("127.0.0.1", "localhost")  # type: ignore[union-attr]
+            return prepared
+
+    with Elsewhere() as session:
+        assert "another way" in fails(service.url, session).message
+    assert service.heads == []
+
+
+def test_what_a_hook_that_raises_was_given_is_closed(
+    service: TokenService, http: requests.Session | None
+) -> None:
+    opened: list[requests.Response] = []
+
+    class Refusing(requests.auth.AuthBase):
+        def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+            request.register_hook("response", self.refuse)  # type: ignore[no-untyped-call]
+            return request
+
+        def refuse(self, response: requests.Response, **options: Any) -> None:
+            opened.append(response)
+            raise PoolClosed
+
+    service.answers.append(lambda peer, sock: (sock.sendall(DRIPS[1]), peer.hold()))
+    request = requests.Request("GET", service.url, auth=Refusing())
+    with pytest.raises(PoolClosed):
+        exchange.ask(request, http=http, connect=LONG, deadline=Deadline(LONG))
+    assert opened[0].raw.closed
 
 
 # -- one deadline --------------------------------------------------------------------------------------------

@@ -986,3 +986,14 @@ def test_a_status_that_is_no_number_is_no_bug_of_ours(make: Make, caplog: pytest
     with pytest.raises(RegistrationError):
         pool.connect(Odd())
     assert "bug" not in caplog.text
+
+
+def test_i41_a_401_over_rest_after_a_refused_socket_is_about_the_newest_token(
+    make: Make, waits: list[float]
+) -> None:
+    pool, transport = make()
+    tokens = Tokens("t1", "t2")
+    in_turn(transport, close(4401), ready)
+    place = Place(Target(URL), RegistrationError("s", "no", 401), Target(URL))
+    assert pool.connect(place, token=tokens).online
+    assert tokens.rejected == ["t0", "t1"]
