@@ -1,9 +1,9 @@
-"""Two sessions at once, their events told apart, one disconnected while the other goes on.
+"""The two channels of a webinar at once: main meeting and practice session, each with its listeners.
 
     python examples/two_sessions.py
 
-runs against a server of its own. With WEBEX_TOKEN, WEBEX_URL and PRACTICE_URL in the environment it runs
-against the real service instead.
+runs against a server of its own. With WEBEX_TOKEN, DEVICE_URL, LOCUS_URL, DATACHANNEL_URL and
+PRACTICE_DATACHANNEL_URL in the environment it runs against the real service instead.
 """
 
 from __future__ import annotations
@@ -12,41 +12,46 @@ import contextlib
 import os
 import queue
 
-from llm_sessions import ALL_SESSIONS, ConnectionPool, Envelope
+from llm_sessions import LLM_PRACTICE_SESSION, DataChannelClient, Envelope
 from llm_sessions.testing.server import LocalServer
 
 
 def main() -> None:
-    heard: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
-
-    def show_next() -> None:
-        envelope = heard.get(timeout=60)
-        print(f"{envelope.session_id:>8}: {envelope.data.get('text')}")
+    main_heard: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
+    practice_heard: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
 
     with contextlib.ExitStack() as stack:
         server = None
-        if "WEBEX_URL" in os.environ:
-            urls = {"main": os.environ["WEBEX_URL"], "practice": os.environ["PRACTICE_URL"]}
+        if "DATACHANNEL_URL" in os.environ:
+            access_token, device = os.environ["WEBEX_TOKEN"], os.environ["DEVICE_URL"]
+            locus = os.environ["LOCUS_URL"]
+            main_url, practice_url = os.environ["DATACHANNEL_URL"], os.environ["PRACTICE_DATACHANNEL_URL"]
         else:
             server = stack.enter_context(LocalServer())
-            urls = {"main": server.url("main"), "practice": server.url("practice")}
+            access_token, device, locus = "any-token", "https://wdm.example/devices/1", server.locus_url()
+            main_url, practice_url = server.datachannel_url("main"), server.datachannel_url("practice")
 
-        pool = stack.enter_context(ConnectionPool(os.environ.get("WEBEX_TOKEN", "any-token")))
-        pool.on("event:relay.event", heard.put, session_id=ALL_SESSIONS)
-        for session_id, url in urls.items():
-            print(pool.connect(url, session_id=session_id, timeout=30))
+        client = stack.enter_context(DataChannelClient(access_token, device=device))
+        # Who names no session means the default one.
+        client.on("event:relay.event", main_heard.put)
+        client.on("event:relay.event", practice_heard.put, session_id=LLM_PRACTICE_SESSION)
+        print(client.register_and_connect(locus, main_url))
+        print(client.register_and_connect(locus, practice_url, session_id=LLM_PRACTICE_SESSION))
 
         if server is not None:
             server.publish({"text": "a caption of the main meeting"}, session="main")
             server.publish({"text": "a caption of the practice session"}, session="practice")
-        show_next()
-        show_next()
+        print("main:    ", main_heard.get(timeout=60).data.get("text"))
+        print("practice:", practice_heard.get(timeout=60).data.get("text"))
 
-        pool.disconnect("practice", code=3050, reason="done (permanent)")
-        print(pool)
+        # It goes out on the practice session while that is online, and on the default one after that.
+        client.publish({"relayType": "client.annc", "clientPayload": {"version": "v2"}})
+        client.disconnect(LLM_PRACTICE_SESSION, code=3050, reason="done (permanent)")
+        client.publish({"relayType": "client.annc", "clientPayload": {"version": "v2"}})
+        print("online:  ", [name for name, channel in client.connections().items() if channel.online])
         if server is not None:
             server.publish({"text": "and the main meeting goes on"}, session="main")
-        show_next()
+        print("main:    ", main_heard.get(timeout=60).data.get("text"))
 
 
 if __name__ == "__main__":

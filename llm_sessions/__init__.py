@@ -37,6 +37,9 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .datachannel.channels import DataChannel
+    from .datachannel.client import DataChannelClient
+    from .datachannel.device import DeviceRegistration
     from .datachannel.oauth import OAuthTokens
     from .datachannel.oauth_grant import RefreshedTokens
     from .pool.config import PoolConfig
@@ -75,6 +78,9 @@ __all__ = [
     "ConnectionLost",
     "ConnectionPool",
     "DEFAULT_SESSION_ID",
+    "DataChannel",
+    "DataChannelClient",
+    "DeviceRegistration",
     "Disconnected",
     "Endpoint",
     "Envelope",
@@ -121,6 +127,9 @@ __all__ = [
 _HOMES: Final = {
     name: module
     for module, names in {
+        "datachannel.channels": ["DataChannel"],
+        "datachannel.client": ["DataChannelClient"],
+        "datachannel.device": ["DeviceRegistration"],
         "datachannel.oauth": ["OAuthTokens"],
         "datachannel.oauth_grant": ["RefreshedTokens"],
         "pool.config": ["PoolConfig"],

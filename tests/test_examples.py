@@ -14,14 +14,32 @@ from tests.support import LONG
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 EXPECTED = {
+    "mercury_bot.py": [
+        "<Session 'mercury-default-session' online> by the device 'example-bot'",
+        "heard 'hello', answer: You said 'hello'.",
+        "heard 'bye', answer: You said 'bye'.",
+    ],
     "test_my_bot.py": ["6 passed"],
+    "token_refresh.py": [
+        "[one: online, two: online, three: online]> with access-1",
+        "the new tokens are kept in tokens.json",
+        "[one: online, two: online, three: online]> after 1 refresh; kept for the next start: refresh-2",
+    ],
+    "register_and_connect.py": [
+        "the token expired, here is another one",
+        "llm-default-session is online",
+        "both steps were timed: True True",
+        "registrations: 1",
+        "registrations after a reconnect: 2",
+        "heard: relay.event a caption",
+    ],
     "two_sessions.py": [
-        "<Session 'main' online>",
-        "<Session 'practice' online>",
-        "a caption of the main meeting",
-        "a caption of the practice session",
-        "[main: online, practice: idle]",
-        "and the main meeting goes on",
+        "<Session 'llm-default-session' online>",
+        "<Session 'llm-practice-session' online>",
+        "main:     a caption of the main meeting",
+        "practice: a caption of the practice session",
+        "online:   ['llm-default-session']",
+        "main:     and the main meeting goes on",
     ],
 }
 

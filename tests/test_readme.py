@@ -28,6 +28,10 @@ def main_server(monkeypatch: pytest.MonkeyPatch) -> LocalServer:
         monkeypatch.setenv("WEBEX_TOKEN", "token")
         monkeypatch.setenv("WEBEX_URL", server.url("main"))
         monkeypatch.setenv("PRACTICE_URL", server.url("practice"))
+        monkeypatch.setenv("DEVICE_URL", "https://wdm.example/devices/1")
+        monkeypatch.setenv("LOCUS_URL", server.locus_url())
+        monkeypatch.setenv("DATACHANNEL_URL", server.datachannel_url("main"))
+        monkeypatch.setenv("PRACTICE_DATACHANNEL_URL", server.datachannel_url("practice"))
         yield server
         assert server.violations == []
 
@@ -93,12 +97,23 @@ def test_tokens_that_refresh_themselves(
     assert file.read_text() == "second"
 
 
+def test_by_the_urls_of_a_meeting(main_server: LocalServer) -> None:
+    run(BLOCKS[4])
+    assert [one.path for one in main_server.requests] == ["/datachannel/main", "/datachannel/practice"]
+    published = [
+        connection.session
+        for connection in main_server.connections()
+        if any(one.get("type") == "publishRequest" for one in connection.received)
+    ]
+    assert published == ["practice"]
+
+
 def test_testing_your_own_code() -> None:
-    assert run(BLOCKS[4]) == ""
+    assert run(BLOCKS[5]) == ""
 
 
 def test_there_is_no_code_that_no_test_runs() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_the_states_are_the_real_ones() -> None:

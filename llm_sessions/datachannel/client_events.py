@@ -1,0 +1,93 @@
+"""The events of a client's sessions: those of its pool, with the client's own default session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar, overload
+
+from ..errors import PoolClosed
+from ..pool.owned import OwnedSessions
+from ..pool.pool import SessionId
+from ..protocol.events import parse_event_name
+from ..session_ids import LLM_DEFAULT_SESSION
+
+if TYPE_CHECKING:
+    from ..pool.listeners import Callback
+
+__all__ = ["ClientEvents"]
+
+F = TypeVar("F", bound="Callback")
+
+
+class ClientEvents:
+    """`on`, `once` and `off` of a `DataChannelClient`.
+
+    Args:
+        sessions: Whose events they are, and whose the callbacks: the pool may have others.
+        check_open: Raises if the client is closed.
+    """
+
+    def __init__(self, sessions: OwnedSessions, check_open: Callable[[], None]) -> None:
+        self._sessions, self._check = sessions, check_open
+
+    @overload
+    def on(self, event: str, callback: F, *, session_id: SessionId | None = None) -> F: ...
+    @overload
+    def on(self, event: str, *, session_id: SessionId | None = None) -> Callable[[F], F]: ...
+
+    def on(
+        self, event: str, callback: F | None = None, *, session_id: SessionId | None = None
+    ) -> F | Callable[[F], F]:
+        """Call `callback` with the payload of every such event; see `ConnectionPool.on`.
+
+        `close` takes it back: what happens after that is not told, on a pool that was given either.
+
+        Args:
+            event: See `ConnectionPool.on`.
+            callback: Takes the payload; None to use this as a decorator.
+            session_id: Whose events; `ALL_SESSIONS` for those of the whole pool; None for the session that
+                `event` names, or the default one.
+        """
+        return self._register(event, callback, session_id, once=False)
+
+    @overload
+    def once(self, event: str, callback: F, *, session_id: SessionId | None = None) -> F: ...
+    @overload
+    def once(self, event: str, *, session_id: SessionId | None = None) -> Callable[[F], F]: ...
+
+    def once(
+        self, event: str, callback: F | None = None, *, session_id: SessionId | None = None
+    ) -> F | Callable[[F], F]:
+        """Like `on`, for the next such event only."""
+        return self._register(event, callback, session_id, once=True)
+
+    def off(
+        self, event: str, callback: Callback | None = None, *, session_id: SessionId | None = None
+    ) -> None:
+        """Take a callback back, or with None all of this event that were given to this client.
+
+        Callbacks that the pool was given stay, also equal ones.
+        """
+        self._sessions.unlisten(event, callback, self._whose(event, session_id))
+
+    def _register(
+        self, event: str, callback: F | None, session_id: SessionId | None, once: bool
+    ) -> F | Callable[[F], F]:
+        whose = self._whose(event, session_id)
+
+        def register(function: F) -> F:
+            self._sessions.listen(event, function, whose, once=once)
+            try:
+                self._check()
+            except PoolClosed:  # meanwhile, and it may have missed this one
+                self._sessions.unlisten_all()
+                raise
+            return function
+
+        return register if callback is None else register(callback)
+
+    def _whose(self, event: str, session_id: SessionId | None) -> SessionId:
+        self._check()
+        if session_id is not None:
+            return session_id
+        return parse_event_name(event)[1] or LLM_DEFAULT_SESSION
