@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import operator
 import re
 import sys
 import time
@@ -51,14 +52,18 @@ _SECRET = re.compile(
 def know_secret(secret: str) -> None:
     """Have a token, or a password, redacted wherever it is found from now on, whatever is around it.
 
-    The newest thousand are known. Ones of less than 8 characters are found by what is around them only.
+    At least the newest thousand are known. Ones of less than 8 characters are found only by what is around
+    them.
     """
     if len(secret) < _MIN_SECRET:
         return
     for form in {secret, quote(secret, safe="")}:
         _known[form] = next(_ages)  # one operation: at no time is it unknown
-    while len(_known) > _MAX_SECRETS:
-        _known.pop(min(list(_known.items()), key=lambda item: item[1])[0], None)
+    if len(_known) > 2 * _MAX_SECRETS:  # many at once: each costs the same, however many there are
+        oldest = sorted(_known.items(), key=operator.itemgetter(1))[:-_MAX_SECRETS]
+        for form, age in oldest:
+            if _known.get(form) == age:  # else it was said again meanwhile
+                _known.pop(form, None)
 
 
 def redact(text: str) -> str:

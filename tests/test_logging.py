@@ -211,8 +211,8 @@ def test_the_newest_thousand_secrets_are_known(known: dict[str, None]) -> None:
     for number in range(3000):
         know_secret(f"secret-number-{number}")
         know_secret("used again and again")
-    assert len(known) == 1024 and "used again and again" in known
-    assert "secret-number-2999" in known and "secret-number-0" not in known
+    assert 1024 <= len(known) <= 2 * 1024 and "used again and again" in known
+    assert "secret-number-2999" in known and "secret-number-1990" in known and "secret-number-0" not in known
 
 
 def test_secrets_may_come_from_many_threads_while_records_are_written(known: dict[str, None]) -> None:
@@ -224,7 +224,7 @@ def test_secrets_may_come_from_many_threads_while_records_are_written(known: dic
             assert redact("secret-0 and others").endswith("and others")
 
     assert run_together(8, work) == [None] * 8
-    assert len(known) <= 1024
+    assert len(known) <= 2 * 1024 + 8
 
 
 def record_of(caplog: pytest.LogCaptureFixture, log: Callable[[logging.Logger], object]) -> logging.LogRecord:
