@@ -127,11 +127,14 @@ class Latch:
         return self._set
 
     def set(self) -> None:
-        """Wake all who wait and will wait. By one thread, once; again it does nothing."""
-        if not self._set:
-            self._set = True
-            for waiter in list(self._waiters):
-                waiter.release()
+        """Wake all who wait and will wait. By any thread; again it does nothing."""
+        self._set = True
+        while True:
+            try:
+                waiter = self._waiters.pop()  # one operation: nobody is woken twice
+            except IndexError:
+                return
+            waiter.release()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most `timeout` seconds, None for no limit; return whether it is set."""

@@ -356,6 +356,14 @@ def test_a_latch_wakes_all_who_wait_and_holds_up_nobody_later() -> None:
     assert latch.is_set() and latch.wait(0) is True
 
 
+def test_a_latch_may_be_set_by_several_threads_at_once() -> None:
+    for _ in range(50):
+        latch = Latch()
+        calls = [Background(lambda latch=latch: latch.wait(LONG)) for _ in range(3)]
+        assert run_together(4, latch.set) == [None] * 4
+        assert all(call.result() is True for call in calls)
+
+
 def test_no_wake_up_of_a_latch_is_lost() -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -26,7 +26,7 @@ import requests
 
 from .. import _fork
 from .._logging import get_logger, without_secrets
-from .._sync import LEAF, Deadline, make_lock
+from .._sync import LEAF, Deadline, Latch, make_lock
 from ..errors import (
     ConfigurationError,
     ConnectCancelled,
@@ -96,8 +96,8 @@ class _Flight:
         self.askers: list[_Asker] = [leader]
         self.known: _Known | None = None
         self.error: Exception | None = None
-        self.over = threading.Event()  # there is an outcome, or no hope of one
-        self.ended = threading.Event()  # its thread has nothing more to do
+        self.over = Latch()  # there is an outcome, or no hope of one
+        self.ended = Latch()  # its thread has nothing more to do
 
 
 class DeviceRegistration(Endpoint):

@@ -28,7 +28,7 @@ import jwt
 import requests
 
 from .._logging import get_logger, know_secret
-from .._sync import LEAF, Deadline, make_lock
+from .._sync import LEAF, Deadline, Latch, make_lock
 from ..errors import (
     ConfigurationError,
     ConnectError,
@@ -94,7 +94,7 @@ class _Refresh:
         self.rejected, self.handler = rejected, handler
         self.token: str | None = None
         self.error: TokenRefreshError | None = None
-        self.over = threading.Event()
+        self.over = Latch()
 
 
 class TokenStore:

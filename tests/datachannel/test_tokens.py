@@ -117,7 +117,7 @@ def gated(gate: Gate, token: str = "new") -> Callable[[], str]:
 
 def followers(store: TokenStore, session_id: str, count: int) -> None:
     """Wait until so many threads wait for the session's refresh."""
-    eventually(lambda: len(store._refreshes[session_id].over._cond._waiters) >= count)  # type: ignore[attr-defined]
+    eventually(lambda: len(store._refreshes[session_id].over._waiters) >= count)  # type: ignore[attr-defined]
 
 
 def test_i53_each_session_has_its_own_token(store: TokenStore) -> None:
