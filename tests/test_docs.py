@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from llm_sessions import PoolConfig, _sync
+from llm_sessions.meetings import caption_reader
+from llm_sessions.meetings.caption_protocol import announcement, language_request
 from llm_sessions.pool.retry import delays
 from llm_sessions.protocol.closing import FAILURES, classify_close
 from llm_sessions.protocol.events import STATE_EVENTS
 from llm_sessions.protocol.state import TRANSITIONS
 from llm_sessions.protocol.url import connection_url
 from llm_sessions.testing import pytest_plugin
+from llm_sessions.testing.captions import CaptionService, Webinar
 from llm_sessions.testing.clock import ManualClock
 from llm_sessions.testing.proxy import FaultProxy
 from llm_sessions.testing.server import LocalServer, ServerConnection
@@ -67,6 +70,17 @@ def test_the_close_table_is_the_codes() -> None:
 def test_every_event_is_described() -> None:
     described = set(re.findall(r"`([\w:.-]+)`", PROTOCOL.partition("### 2.4")[2]))
     assert described >= STATE_EVENTS
+
+
+def test_the_relay_types_are_those_of_the_code() -> None:
+    section = PROTOCOL.partition("### 4.3")[2]
+    rows = {row[0]: (row[1], row[2]) for row in table_rows(section)}
+    types = {name: sender for cell, (sender, _) in rows.items() for name in code_in(cell)}
+    sent = {announcement().data["relayType"], language_request("en", "1").data["relayType"]}
+    assert set(types) == set(caption_reader.READERS) | sent
+    assert {name for name, sender in types.items() if sender == "client"} == sent
+    kinds = code_in(rows["`voicea.transcription`"][1])[1:]
+    assert kinds == list(caption_reader.TRANSCRIPTION_TYPES)
 
 
 def test_the_url_and_the_times_are_those_of_the_code() -> None:
@@ -147,6 +161,8 @@ def check_call(code: str, function: Any, *, defaults: bool = True) -> None:
     [
         ("## What `LocalServer` can do", LocalServer, {"violations"}),  # an attribute
         ("## What `FaultProxy` can do", FaultProxy, set()),
+        ("### `CaptionService`", CaptionService, {"service_id"}),  # an attribute
+        ("### `Webinar`", Webinar, set()),
         ("### `llm_clock`", ManualClock, {"llm_clock"}),  # a call of the clock itself
     ],
 )
@@ -165,7 +181,7 @@ def test_every_fixture_is_described_as_it_is() -> None:
     rows = table_rows(section("## The fixtures").partition("###")[0])
     fixtures = [name for name in vars(pytest_plugin) if name.startswith("llm_")]
     assert [name_of(row[0].strip("`")) for row in rows] == fixtures
-    assert re.findall(r"^### `(\w+)`$", TESTING, re.MULTILINE) == fixtures
+    assert re.findall(r"^### `(llm_\w+)`$", TESTING, re.MULTILINE) == fixtures
     [proxy] = [row[2] for row in rows if "llm_fault_proxy" in row[0]]
     check_call(code_in(proxy)[0], FaultProxy)
     assert f"{pytest_plugin.POOL_SETTINGS['wait_timeout']:.0f} seconds" in section("### `llm_pool`")

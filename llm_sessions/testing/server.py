@@ -274,6 +274,10 @@ class LocalServer(Managed, RestVerbs):
             self._state.callbacks.append(callback)
         return callback
 
+    def report(self, text: str) -> None:
+        """Add to `violations` what a callback of yours found wrong; one that is not `strict` does not."""
+        self._state.violation(text)
+
     def shutdown_frame(self, session: str | None = None) -> int:
         """Tell clients that this server is about to go, so that they connect anew before it does."""
         return self.send_json({"type": "shutdown"}, session=session)

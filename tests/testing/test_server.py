@@ -752,6 +752,17 @@ def test_query_checks() -> None:
     ]
 
 
+def test_a_callback_may_report_what_it_finds_and_wakes_who_waits(
+    server: LocalServer, connect: Callable[..., Client]
+) -> None:
+    server.on_message(lambda connection, obj: server.report(f"{obj['type']} on {connection.session}"))
+    connect("a", ready=False).authorize()
+    assert violations_of(server) == ["authorization on a"]
+    with LocalServer(strict=False) as lenient:
+        lenient.report("whatever")
+        assert lenient.violations == []
+
+
 def test_query_and_extension_violations_are_recorded_unless_not_strict() -> None:
     extra = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
     for strict in (True, False):
