@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from .datachannel.device import DeviceRegistration
     from .datachannel.oauth import OAuthTokens
     from .datachannel.oauth_grant import RefreshedTokens
+    from .meetings.delivery import MeetingFailed
+    from .meetings.meeting import Meeting
     from .pool.config import PoolConfig
     from .pool.messages import Messages
     from .pool.pool import ALL_SESSIONS, ConnectionPool
@@ -90,6 +92,8 @@ __all__ = [
     "LLM_PRACTICE_SESSION",
     "Latency",
     "LocalProtocolError",
+    "Meeting",
+    "MeetingFailed",
     "Messages",
     "NotAuthorized",
     "NotOnline",
@@ -132,6 +136,8 @@ _HOMES: Final = {
         "datachannel.device": ["DeviceRegistration"],
         "datachannel.oauth": ["OAuthTokens"],
         "datachannel.oauth_grant": ["RefreshedTokens"],
+        "meetings.delivery": ["MeetingFailed"],
+        "meetings.meeting": ["Meeting"],
         "pool.config": ["PoolConfig"],
         "pool.messages": ["Messages"],
         "pool.pool": ["ALL_SESSIONS", "ConnectionPool"],

@@ -3,15 +3,16 @@
 Every lock of the library comes from `make_lock`. Its rank says in which order locks nest: a thread that
 holds one takes only higher ranks.
 
-==== ============ ==========================================================
+==== ============ ===============================================================
 rank name         guards
-==== ============ ==========================================================
+==== ============ ===============================================================
+5    meeting      what is known of a joined meeting, and its tokens while they change
 10   pool         the dict of sessions, closed
 20   session      state, attempt, waiters, connections, generation, last error
 30   connection   one socket's protocol and the order of its outbox
 35   stream       the TLS object, its BIOs, the outbox flush and the descriptor
 40   leaves       queues, listeners, tokens, thread registers
-==== ============ ==========================================================
+==== ============ ===============================================================
 
 No wait for I/O, callback, join, HTTP call or log call happens under any of them: code decides under a
 lock and acts outside it.
@@ -26,6 +27,7 @@ from typing import Any, Final
 
 __all__ = [
     "LEAF",
+    "MEETING",
     "POOL",
     "SESSION",
     "CONNECTION",
@@ -39,6 +41,7 @@ __all__ = [
     "make_lock",
 ]
 
+MEETING: Final = 5
 POOL: Final = 10
 SESSION: Final = 20
 CONNECTION: Final = 30

@@ -31,11 +31,13 @@ from ..pool.sources import Endpoint, Target, TokenSource, as_provider
 from ..session_ids import LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION, check_session_id
 from .channels import DataChannel, describe, names, publish_request, subscription_request
 from .client_events import ClientEvents
+from .client_tokens import ClientTokens
 from .device import DeviceRegistration
 from .exchange import check_url
+from .holding import Holding
 from .registration import RegisteredTarget, Registrar, Registration
 from .rest import RestClient
-from .tokens import RefreshHandler, TokenStore, check_token
+from .tokens import TokenStore, check_token
 
 if TYPE_CHECKING:
     import requests
@@ -45,7 +47,7 @@ __all__ = ["DataChannel", "DataChannelClient"]
 _SUPERSEDED: Final = (3050, "replaced")
 
 
-class DataChannelClient(ClientEvents):
+class DataChannelClient(ClientEvents, ClientTokens):
     """Registers data channels over REST and keeps them online. Safe from any thread and any callback.
 
     Methods that take a `session_id` mean `LLM_DEFAULT_SESSION` if it is not given. Use it as a context
@@ -90,10 +92,10 @@ class DataChannelClient(ClientEvents):
         self._pool = pool or ConnectionPool(
             self._provider, config=config, default_session_id=LLM_DEFAULT_SESSION
         )
-        super().__init__(OwnedSessions(self._pool, self._is_ours), self._check_open)
-        self._owns_pool = pool is None
+        ClientEvents.__init__(self, OwnedSessions(self._pool, self._is_ours), self._check_open)
         settings = self._sessions.config
-        self._tokens = TokenStore()
+        ClientTokens.__init__(self, TokenStore(), self._check_open, settings.wait_timeout)
+        self._owns_pool = pool is None
         self._rest = RestClient(
             self._provider,
             http=http,
@@ -110,6 +112,7 @@ class DataChannelClient(ClientEvents):
             refresh_timeout=settings.wait_timeout,
         )
         self._numbers = itertools.count(1)
+        self._holding = Holding()
         if isinstance(device, DeviceRegistration):
             device.bind(self._provider)
 
@@ -147,12 +150,7 @@ class DataChannelClient(ClientEvents):
             ConnectCancelled: If a disconnect or another registration of the session came first.
             ConnectTimeout, ConnectError, LocalProtocolError, PoolClosed: See `ConnectionPool.connect`.
         """
-        registration = Registration(
-            self._registrar,
-            check_session_id(session_id),
-            self._checked_url(locus_url, "locus_url"),
-            self._rest.check_url(self._checked_url(datachannel_url, "datachannel_url"), "datachannel_url"),
-        )
+        registration = self._registration(locus_url, datachannel_url, session_id)
         deadline = Deadline(check_timeout(timeout, self._sessions.config.wait_timeout))
         if datachannel_token is not None:
             check_token(datachannel_token, "datachannel_token")
@@ -198,25 +196,26 @@ class DataChannelClient(ClientEvents):
         self._sessions.disconnect(code=code, reason=reason)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Close for good: disconnect every session and forget every token.
+        """Close for good: leave the meeting, disconnect every session and forget every token.
 
         Later calls raise `PoolClosed`, but for those that have nothing to do: further closes, disconnects,
         and `is_connected`. So do registrations that are under way. A pool that was given is left open,
         without the callbacks that this client was given.
 
         Args:
-            timeout: Seconds to wait for the client's own pool.
+            timeout: Seconds to wait for the meeting and the client's own pool, together.
 
         Raises:
             ConfigurationError: If the timeout is not a number of seconds.
         """
-        check_timeout(timeout, None)
+        deadline = Deadline(check_timeout(timeout, None))
         if self._sessions.forked:
             return
+        self._holding.close(deadline)
         self._registrar.closed = True
         self._tokens.close()
         if self._owns_pool:
-            self._pool.close(timeout)
+            self._pool.close(deadline.left() or 0.0)
         else:
             self._sessions.leave()
         self._sessions.unlisten_all()
@@ -278,65 +277,6 @@ class DataChannelClient(ClientEvents):
         self._check_open()
         standing = self._sessions.standing(session_id)
         return describe(session_id, standing) if standing is not None else None
-
-    # -- tokens -------------------------------------------------------------------------------------------
-
-    def get_token(self, session_id: str = LLM_DEFAULT_SESSION) -> str | None:
-        """Return a session's data channel token, None if it has none."""
-        self._check_open()
-        return self._tokens.get(check_session_id(session_id))
-
-    def set_token(self, token: str, session_id: str = LLM_DEFAULT_SESSION) -> None:
-        """Have a data channel token used from the session's next registration on.
-
-        Raises:
-            ConfigurationError: If it cannot be sent in a header; the text never quotes it.
-            PoolClosed
-        """
-        self._check_open()
-        self._tokens.set(check_session_id(session_id), token)
-
-    def clear_token(self, session_id: str = LLM_DEFAULT_SESSION) -> None:
-        """Forget a session's data channel token. One that is being fetched is not stored either."""
-        self._check_open()
-        self._tokens.clear(check_session_id(session_id))
-
-    def set_refresh_handler(self, handler: RefreshHandler | None, session_id: str | None = None) -> None:
-        """Say where new data channel tokens come from; see `TokenStore.set_refresh_handler`.
-
-        Args:
-            handler: Returns a new token. Called on the thread that needs one, which is a session's connector
-                most of the time, when a token expires within 30 seconds, when it was refused, and when a
-                session has none. None takes the handler back.
-            session_id: Whose tokens it returns; None for sessions that have no handler of their own.
-
-        Raises:
-            ConfigurationError: If it is not callable.
-            PoolClosed
-        """
-        self._check_open()
-        if session_id is not None:
-            check_session_id(session_id)
-        self._tokens.set_refresh_handler(handler, session_id)
-
-    def refresh_token(
-        self, session_id: str = LLM_DEFAULT_SESSION, *, timeout: Timeout = DEFAULT_TIMEOUT
-    ) -> str:
-        """Have a session's data channel token replaced; return the new one.
-
-        Args:
-            session_id: Whose.
-            timeout: Seconds to wait for a refresh that another thread began; None for no limit; by default
-                the pool's `wait_timeout`.
-
-        Raises:
-            TokenRefreshError: If there is no handler, it failed, or the token was cleared meanwhile.
-            LocalProtocolError: If a refresh handler calls this.
-            PoolClosed
-        """
-        self._check_open()
-        seconds = check_timeout(timeout, self._sessions.config.wait_timeout)
-        return self._tokens.refresh(check_session_id(session_id), timeout=seconds)
 
     # -- publishing ---------------------------------------------------------------------------------------
 
@@ -415,6 +355,27 @@ class DataChannelClient(ClientEvents):
         return number
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _registration(self, locus_url: str, datachannel_url: str, session_id: str) -> Registration:
+        return Registration(
+            self._registrar,
+            check_session_id(session_id),
+            self._checked_url(locus_url, "locus_url"),
+            self._rest.check_url(self._checked_url(datachannel_url, "datachannel_url"), "datachannel_url"),
+        )
+
+    def begin_register_and_connect(self, locus_url: str, datachannel_url: str, session_id: str) -> bool:
+        """Start what `register_and_connect` starts without waiting and without superseding. Internal.
+
+        The session's token is one of the meeting `locus_url`; if it is known to be another's, it is dropped.
+
+        Returns:
+            False if a disconnect is under way; `OwnedSessions.observe` says when to try again.
+        """
+        registration = self._registration(locus_url, datachannel_url, session_id)
+        self._check_open()
+        self._tokens.enter(session_id, locus_url, None)
+        return self._pool.begin_connect(registration, session_id, token=self._provider)
 
     def _check_open(self) -> None:
         if self._registrar.closed:

@@ -217,6 +217,12 @@ class TokenStore:
             else:
                 self._handlers[session_id] = handler
 
+    def drop_handler(self, session_id: str, handler: RefreshHandler) -> None:
+        """Take a handler back, unless another one has taken its place."""
+        with self._lock:
+            if self._handlers.get(session_id) is handler:
+                del self._handlers[session_id]
+
     def has_handler(self, session_id: str) -> bool:
         """Say whether the session's token can be refreshed."""
         with self._lock:

@@ -17,10 +17,10 @@ Callback = Callable[[Any], object]
 class Listener:
     """One registration. `once` ones are taken by the first delivery that claims them."""
 
-    __slots__ = ("callback", "once", "owner")
+    __slots__ = ("callback", "internal", "once", "owner")
 
-    def __init__(self, callback: Callback, once: bool, owner: object = None) -> None:
-        self.callback, self.once, self.owner = callback, once, owner
+    def __init__(self, callback: Callback, once: bool, owner: object = None, internal: bool = False) -> None:
+        self.callback, self.once, self.owner, self.internal = callback, once, owner, internal
 
 
 class ListenerTable:
@@ -37,7 +37,15 @@ class ListenerTable:
         self.version = 0
         self.want_messages = False  # some listen to messages, not only to state events
 
-    def add(self, name: str, callback: Callback, *, once: bool = False, owner: object = None) -> None:
+    def add(
+        self,
+        name: str,
+        callback: Callback,
+        *,
+        once: bool = False,
+        owner: object = None,
+        internal: bool = False,
+    ) -> None:
         """Register a callback; the same one may be registered several times.
 
         Args:
@@ -45,13 +53,14 @@ class ListenerTable:
             callback: What to call.
             once: Whether the first delivery takes it.
             owner: Whose it is, for those who take back only their own.
+            internal: The library's own: a user who takes back all of an event does not mean it.
 
         Raises:
             ConfigurationError: If it is not callable.
         """
         check_callback(callback)
         with self._lock:
-            self._replace(name, (*self._by_name.get(name, ()), Listener(callback, once, owner)))
+            self._replace(name, (*self._by_name.get(name, ()), Listener(callback, once, owner, internal)))
             self.version += 1
 
     def remove(self, name: str, callback: Callback | None, owner: object = None) -> bool:
@@ -59,7 +68,7 @@ class ListenerTable:
 
         Args:
             name: The event.
-            callback: Which; None for all.
+            callback: Which; None for all but internal ones.
             owner: Only this one's; None for anybody's.
 
         Raises:
@@ -72,7 +81,8 @@ class ListenerTable:
         gone = [
             one
             for one in before
-            if (owner is None or one.owner is owner) and (callback is None or one.callback == callback)
+            if (owner is None or one.owner is owner)
+            and (not one.internal if callback is None else one.callback == callback)
         ]
         with self._lock:
             now = self._by_name.get(name, ())

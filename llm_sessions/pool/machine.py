@@ -302,6 +302,7 @@ class SessionMachine(SessionReports):
         if closing:  # also those who wait for somebody to connect
             self._end_with(PoolClosed())
             self._changed.notify_all()
+            effects.extend(self._observers)  # a session at rest takes no step that would tell them
             if self._state is SessionState.IDLE:
                 self._delivery.rest(PoolClosed(), ours=True)
         if self._state is SessionState.DISCONNECTING:

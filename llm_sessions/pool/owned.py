@@ -154,6 +154,31 @@ class OwnedSessions:
         waited = [machine.wait_disconnected(ticket, left()) for machine, ticket in tickets]  # each of them
         return all(waited)
 
+    def begin_disconnect(self, session_id: str, code: int, reason: str) -> None:
+        """Start what `disconnect` starts for one session, without waiting.
+
+        A session that has ended for good becomes idle; one that is not the owner's is left alone.
+
+        Raises:
+            PoolClosed
+        """
+        found = self._pool._find(session_id)
+        if found is not None:
+            self._begin(found[1], code, reason, None)
+
+    def observe(self, session_id: str, notify: Callable[[], None]) -> Callable[[], None]:
+        """Have `notify` called after every change of a session's state; see `SessionCore.observe`."""
+        return self._pool._get(session_id)[1].observe(notify)
+
+    def listeners(self, session_id: str) -> ListenerTable:
+        """Return a session's listeners, which can be taken back also when the pool is closed."""
+        return self._pool._get(session_id)[1].listeners
+
+    def onlines(self, session_id: str) -> int:
+        """Return how many times a session has come online; it only grows."""
+        found = self._pool._find(session_id)
+        return found[1]._onlines if found is not None else 0
+
     def leave(self) -> None:
         """Disconnect all of the owner's sessions, which makes no new ones.
 

@@ -371,41 +371,6 @@ def test_calls_that_would_wait_for_themselves_are_refused(world: World, client: 
 # -- tokens --------------------------------------------------------------------------------------------------
 
 
-def test_i53_a_token_survives_its_sessions_disconnect(world: World, client: DataChannelClient) -> None:
-    """Demoted and promoted again, a panelist has it still."""
-    client.register_and_connect(LOCUS, PRACTICE, GOOD, LLM_PRACTICE_SESSION)
-    client.disconnect(LLM_PRACTICE_SESSION, code=3050, reason="done (permanent)")
-    client.register_and_connect(LOCUS, PRACTICE, session_id=LLM_PRACTICE_SESSION)
-    client.register_and_connect(LOCUS, CHANNEL)
-    assert world.tokens == [GOOD, GOOD, None]
-
-
-def test_i53_no_client_sends_another_ones_token(world: World, client: DataChannelClient) -> None:
-    other = world.client()
-    client.register_and_connect(LOCUS, CHANNEL, GOOD)
-    other.register_and_connect(LOCUS, PRACTICE, session_id=LLM_PRACTICE_SESSION)
-    client.close()
-    other.register_and_connect(LOCUS, CHANNEL)
-    assert world.tokens == [GOOD, None, None]
-
-
-def test_i53_a_cleared_token_is_sent_no_more(world: World, client: DataChannelClient) -> None:
-    client.set_token(GOOD)
-    client.clear_token()
-    client.register_and_connect(LOCUS, CHANNEL)
-    assert world.tokens == [None] and client.get_token() is None
-
-
-def test_i57_a_token_that_is_given_replaces_the_one_before_and_none_changes_nothing(
-    world: World, client: DataChannelClient
-) -> None:
-    newer = make_token()
-    client.set_token(GOOD)
-    for number, token in enumerate((None, newer, None)):
-        client.register_and_connect(LOCUS, CHANNEL if number % 2 else OTHER, token)
-    assert world.tokens == [GOOD, newer, newer]
-
-
 def test_i55_a_refusal_refreshes_its_own_clients_token_only(world: World, client: DataChannelClient) -> None:
     other = world.client()
     for one, token in ((client, "of-one"), (other, "of-the-other")):
@@ -426,12 +391,6 @@ def test_i56_the_default_sessions_refusal_goes_to_its_source_while_practice_is_o
     world.answers = [(403, {}), good(9)]
     client.register_and_connect(LOCUS, CHANNEL, GOOD)
     assert world.tokens[1:] == [GOOD, "default-source"]
-
-
-def test_i63_a_refreshed_token_is_its_sessions(client: DataChannelClient) -> None:
-    client.set_refresh_handler(lambda: "new")
-    assert client.refresh_token(LLM_PRACTICE_SESSION) == "new"
-    assert (client.get_token(LLM_PRACTICE_SESSION), client.get_token()) == ("new", None)
 
 
 def test_i58_a_client_without_a_source_says_so(world: World, client: DataChannelClient) -> None:

@@ -69,3 +69,13 @@ def test_a_callback_must_be_callable() -> None:
     with pytest.raises(ConfigurationError) as caught:
         table.add("online", 5)  # type: ignore[arg-type]
     assert caught.value.argument == "callback" and table.named("online") == ()
+
+
+def test_taking_back_all_of_an_event_spares_what_the_library_listens_to() -> None:
+    table = ListenerTable()
+    table.add("online", print)
+    table.add("online", repr, internal=True)
+    assert table.remove("online", None) is True
+    assert [one.callback for one in table.named("online")] == [repr]
+    assert table.remove("online", None) is False
+    assert table.remove("online", repr) is True and table.named("online") == ()

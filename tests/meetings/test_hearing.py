@@ -1,0 +1,107 @@
+"""What a join hears: every event once, judged by the session that it came on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_sessions.meetings.caption_events import Reaction, RelayEvent
+from llm_sessions.meetings.hearing import MAX_REMEMBERED
+from tests.meetings.world import DEFAULT, PRACTICE_SESSION, MeetingWorld, locus, panelist, world
+from tests.support import FakeLink, eventually
+
+__all__ = ["world"]  # a fixture
+
+
+def message(number: int | str, event_type: str = "relay.event", route: str | None = None, **data: Any) -> Any:
+    recipients = {"recipients": {"route": route}} if route is not None else {}
+    return {"id": f"m{number}", "data": {"eventType": event_type, "relayType": "x", **data}, **recipients}
+
+
+def give(link: FakeLink, *messages: Any) -> None:
+    link.owner.link_received(link, list(messages))
+
+
+def both(world: MeetingWorld) -> tuple[FakeLink, FakeLink]:
+    world.meeting.join(panelist())
+    world.meeting.wait_online(DEFAULT)
+    world.meeting.wait_online(PRACTICE_SESSION)
+    return world.links(DEFAULT)[0], world.links(PRACTICE_SESSION)[0]
+
+
+def test_i82_both_channels_are_heard_once_each(world: MeetingWorld) -> None:
+    main, practice = both(world)
+    state = message(1, "locus.state_message")
+    give(main, state)
+    world.heard.wait("locus.state_message")
+    give(practice, state, message(2, "locus.state_message"))
+    found = world.heard.wait("locus.state_message", 2)
+    assert [(one.session_id, one.id) for one in found] == [(DEFAULT, "m1"), (PRACTICE_SESSION, "m2")]
+
+
+def test_what_has_no_id_is_never_taken_for_a_repeat(world: MeetingWorld) -> None:
+    main, practice = both(world)
+    for link in (main, practice):
+        give(link, {"data": {"eventType": "locus.state_message"}})
+    world.heard.wait("locus.state_message", 2)
+
+
+def test_i83_a_relay_event_is_judged_by_the_binding_of_its_own_session(world: MeetingWorld) -> None:
+    main, practice = both(world)
+    ours, theirs = world.one.binding(DEFAULT), world.one.binding(PRACTICE_SESSION)
+    reaction = {"relayType": "react", "reaction": {"type": "celebrate"}}
+    give(main, message(1, route=theirs, **reaction), message(2, route=ours, **reaction))
+    give(practice, message(3, route=ours))
+    give(practice, message(4, route=theirs), message(5))
+    found = world.heard.wait("relay", 3)
+    assert sorted(type(one).__name__ for one in found) == ["Reaction", "RelayEvent", "RelayEvent"]
+    assert {(type(one), one.session_id) for one in found} == {
+        (Reaction, DEFAULT),
+        (RelayEvent, PRACTICE_SESSION),
+    }
+
+
+def test_i81_after_reconnects_an_event_is_delivered_once(world: MeetingWorld) -> None:
+    world.meeting.join({"locus": locus()})
+    for number in range(1, 6):
+        link = world.transport.wait_links(number)[-1]
+        world.heard.wait("online", number)
+        link.end()
+    link = world.transport.wait_links(6)[-1]
+    world.heard.wait("online", 6)
+    give(link, message(1), message(2))
+    world.heard.wait("relay", 2)
+    assert len(world.heard.payloads("relay")) == 2
+
+
+def test_what_is_addressed_to_the_binding_before_a_reconnect_is_still_heard(world: MeetingWorld) -> None:
+    world.meeting.join({"locus": locus()})
+    world.heard.wait("online")
+    before = world.one.binding()
+    world.links(DEFAULT)[0].end()
+    world.heard.wait("online", 2)
+    assert world.one.binding() != before
+    give(world.links(DEFAULT)[1], message(1, route=before))
+    world.heard.wait("relay")
+
+
+def test_malformed_events_are_logged_without_their_content_and_harm_nothing(
+    world: MeetingWorld, caplog: Any
+) -> None:
+    main, _ = both(world)
+    give(main, message(1, relayType="react", reaction="s3cret"), message(2))
+    world.heard.wait("relay")
+    (text,) = [one.getMessage() for one in caplog.records if "cannot be read" in one.getMessage()]
+    assert "s3cret" not in text
+
+
+def test_only_the_newest_ids_are_remembered(world: MeetingWorld) -> None:
+    main, practice = both(world)
+    many = [message(number, "locus.state_message") for number in range(MAX_REMEMBERED + 1)]
+    give(main, *many)
+    world.heard.wait("locus.state_message", len(many))
+    give(practice, many[1], many[0])
+    found = world.heard.wait("locus.state_message", len(many) + 1)
+    assert found[-1].id == "m0" and len(found) == len(many) + 1
+    join = world.meeting._join
+    assert join is not None
+    eventually(lambda: len(join.hearing._heard) == MAX_REMEMBERED)
