@@ -42,8 +42,23 @@ if TYPE_CHECKING:
     from .datachannel.device import DeviceRegistration
     from .datachannel.oauth import OAuthTokens
     from .datachannel.oauth_grant import RefreshedTokens
+    from .meetings.caption_events import (
+        CaptionLanguageAnswer,
+        CaptionLanguages,
+        EvaEvent,
+        Highlight,
+        LanguageDetected,
+        Reaction,
+        RelayEvent,
+        Transcript,
+    )
+    from .meetings.caption_protocol import AnnounceState, CaptionState
+    from .meetings.captions import Captions
     from .meetings.delivery import MeetingFailed
+    from .meetings.locus import JoinResponse, Locus
     from .meetings.meeting import Meeting
+    from .meetings.rules import Role
+    from .meetings.transcripts import Transcripts
     from .pool.config import PoolConfig
     from .pool.messages import Messages
     from .pool.pool import ALL_SESSIONS, ConnectionPool
@@ -71,7 +86,12 @@ logging.getLogger("llm_sessions").addHandler(logging.NullHandler())
 __all__ = [
     "ALL_SESSIONS",
     "AlreadyConnected",
+    "AnnounceState",
     "BadRequest",
+    "CaptionLanguageAnswer",
+    "CaptionLanguages",
+    "CaptionState",
+    "Captions",
     "ConfigurationError",
     "ConnectCancelled",
     "ConnectError",
@@ -86,12 +106,17 @@ __all__ = [
     "Disconnected",
     "Endpoint",
     "Envelope",
+    "EvaEvent",
     "Forbidden",
+    "Highlight",
+    "JoinResponse",
     "LLMSessionsError",
     "LLM_DEFAULT_SESSION",
     "LLM_PRACTICE_SESSION",
+    "LanguageDetected",
     "Latency",
     "LocalProtocolError",
+    "Locus",
     "Meeting",
     "MeetingFailed",
     "Messages",
@@ -105,10 +130,13 @@ __all__ = [
     "PoolConfig",
     "PoolStats",
     "ProtocolError",
+    "Reaction",
     "RefreshedTokens",
     "RegistrationError",
+    "RelayEvent",
     "RemoteProtocolError",
     "Replaced",
+    "Role",
     "SequenceMismatch",
     "Session",
     "SessionError",
@@ -121,6 +149,8 @@ __all__ = [
     "Target",
     "TokenProvider",
     "TokenRefreshError",
+    "Transcript",
+    "Transcripts",
     "UnknownResponse",
     "WaitTimeout",
     "__version__",
@@ -136,6 +166,21 @@ _HOMES: Final = {
         "datachannel.device": ["DeviceRegistration"],
         "datachannel.oauth": ["OAuthTokens"],
         "datachannel.oauth_grant": ["RefreshedTokens"],
+        "meetings.caption_events": [
+            "CaptionLanguageAnswer",
+            "CaptionLanguages",
+            "EvaEvent",
+            "Highlight",
+            "LanguageDetected",
+            "Reaction",
+            "RelayEvent",
+            "Transcript",
+        ],
+        "meetings.caption_protocol": ["AnnounceState", "CaptionState"],
+        "meetings.captions": ["Captions"],
+        "meetings.locus": ["JoinResponse", "Locus"],
+        "meetings.rules": ["Role"],
+        "meetings.transcripts": ["Transcripts"],
         "meetings.delivery": ["MeetingFailed"],
         "meetings.meeting": ["Meeting"],
         "pool.config": ["PoolConfig"],

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pytest
+
 from llm_sessions import ConnectionPool, PoolConfig
 from llm_sessions.connection.transport import (
     AttemptFailed,
@@ -135,6 +137,19 @@ class Recorder:
 
     def names_locked(self) -> list[str]:
         return [name for name, _ in self.calls]
+
+
+def called(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> threading.Event:
+    """Return an Event that is set once a method has been called and has returned."""
+    event, method = threading.Event(), getattr(owner, name)
+
+    def told(*args: Any, **options: Any) -> Any:
+        found = method(*args, **options)
+        event.set()
+        return found
+
+    monkeypatch.setattr(owner, name, told)
+    return event
 
 
 class Gate:

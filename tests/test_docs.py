@@ -42,7 +42,7 @@ def test_the_picture_of_the_states_is_the_table() -> None:
 
 def test_the_ranks_are_those_of_the_locks() -> None:
     ranks = [int(rank) for rank in re.findall(r"^\| (\d+) \|", ARCHITECTURE, re.MULTILINE)]
-    assert ranks == [_sync.POOL, _sync.SESSION, _sync.CONNECTION, _sync.STREAM, _sync.LEAF]
+    assert ranks == [_sync.MEETING, _sync.POOL, _sync.SESSION, _sync.CONNECTION, _sync.STREAM, _sync.LEAF]
 
 
 PROTOCOL = read("docs/protocol.md")

@@ -33,6 +33,17 @@ EXPECTED = {
         "registrations after a reconnect: 2",
         "heard: relay.event a caption",
     ],
+    "webinar_captions.py": [
+        "main: captions in de, en, es, fr",
+        "main: captions in German, too: True",
+        "main: Welcome, everyone.",
+        "practice: captions in de, en, es, fr",
+        "practice: Only panelists hear this.",
+        "demoted: <Session 'llm-practice-session' idle> - its token is kept: True",
+        "left: <Meeting 'meeting-1' not joined> - tokens: None None",
+        "lines that were not fetched: 0",
+        "announced again: de, en, es, fr",
+    ],
     "two_sessions.py": [
         "<Session 'llm-default-session' online>",
         "<Session 'llm-practice-session' online>",

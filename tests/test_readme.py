@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 import responses
 from responses import matchers
 
+from llm_sessions import Captions
 from llm_sessions.protocol.state import SessionState
+from llm_sessions.testing.captions import CaptionService, Webinar
 from llm_sessions.testing.server import LocalServer
 from llm_sessions.testing.server_connection import ServerConnection
 from tests.documents import blocks, read
-from tests.support import Background
+from tests.support import LONG, Background, called
 
 README = read("README.md")
 BLOCKS = blocks(README)
@@ -108,12 +111,29 @@ def test_by_the_urls_of_a_meeting(main_server: LocalServer) -> None:
     assert published == ["practice"]
 
 
+def test_a_webinar_and_its_captions(
+    main_server: LocalServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    service, webinar = CaptionService(main_server), Webinar(main_server)
+    joined = tmp_path / "join.json"
+    joined.write_text(json.dumps(webinar.join_response()))
+    monkeypatch.setenv("JOIN_RESPONSE", str(joined))
+    made = called(monkeypatch, Captions, "transcripts")
+    running = Background(lambda: run(BLOCKS[5].replace("timeout=60", "timeout=0.5")))
+    assert made.wait(LONG)
+    for key in ("default", "practice"):
+        main_server.wait_for(lambda key=key: len(service.subscribed(key)) == 1)  # type: ignore[misc]
+        service.transcript(f"in {key}", session=key)
+    printed = running.result().splitlines()
+    assert sorted(printed) == ["llm-default-session in default", "llm-practice-session in practice"]
+
+
 def test_testing_your_own_code() -> None:
-    assert run(BLOCKS[5]) == ""
+    assert run(BLOCKS[6]) == ""
 
 
 def test_there_is_no_code_that_no_test_runs() -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
 
 
 def test_the_states_are_the_real_ones() -> None:

@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
-        help="show two sessions at work against a server in this process",
-        description="Bring the main meeting's and the practice session's channel up, disconnect one while "
-        "the other goes on, and survive a dropped connection. Needs no network. Ends by itself.",
+        help="show a webinar from join to leave, on a server in this process",
+        description="Join a webinar, be promoted to panelist and demoted again while captions come on both "
+        "channels, survive a dropped connection, leave, and join again. Needs no network. Ends by itself.",
     )
     demo.add_argument("--plain", action="store_true", help="no colours, also on a terminal")
     options = parser.parse_args(arguments)

@@ -345,16 +345,30 @@ class DataChannelClient(ClientEvents, ClientTokens):
         if session_id is None:
             practice = self._sessions.is_online(LLM_PRACTICE_SESSION)
             session_id = LLM_PRACTICE_SESSION if practice else LLM_DEFAULT_SESSION
-        number = str(next(self._numbers))
-
-        def message(target: Target) -> Mapping[str, Any]:
-            assert isinstance(target, RegisteredTarget)  # what is online was registered by this client
-            return build(target, number)
-
-        self._sessions.send(check_session_id(session_id), message)
+        number = self.send_to(check_session_id(session_id), build)
+        assert number is not None
         return number
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def send_to(
+        self, session_id: str, build: Callable[[RegisteredTarget, str], Mapping[str, Any] | None]
+    ) -> str | None:
+        """Send what `build` makes, if anything, of the target of a session's socket and an id. Internal.
+
+        Returns:
+            The id, if something was sent.
+
+        Raises:
+            NotOnline, ConnectionLost, PoolClosed: See `Session.send`.
+        """
+        number = str(next(self._numbers))
+
+        def message(target: Target) -> Mapping[str, Any] | None:
+            assert isinstance(target, RegisteredTarget)  # what is online was registered by this client
+            return build(target, number)
+
+        return number if self._sessions.send(session_id, message) else None
 
     def _registration(self, locus_url: str, datachannel_url: str, session_id: str) -> Registration:
         return Registration(

@@ -35,7 +35,7 @@ from ..errors import (
     NotAuthorized,
     fresh_copy,
 )
-from ..pool.config import PoolConfig, check_seconds
+from ..pool.config import PoolConfig, check_flag, check_seconds
 from ..pool.sources import AttemptInfo, Endpoint, Target, TokenProvider, TokenSource, as_provider
 from .device_service import Device, DeviceService
 from .rest import RestClient
@@ -139,8 +139,7 @@ class DeviceRegistration(Endpoint):
             raise ConfigurationError("device_name", "must be a printable string with something in it")
         if config is not None and not isinstance(config, PoolConfig):
             raise ConfigurationError("config", "must be a PoolConfig or None")
-        if not isinstance(delete_on_close, bool):
-            raise ConfigurationError("delete_on_close", "must be True or False")
+        check_flag("delete_on_close", delete_on_close)
         config = PoolConfig() if config is None else config
         rest = RestClient(
             None,

@@ -33,7 +33,7 @@ from .. import _fork
 from .._logging import get_logger, know_secret, without_secrets
 from .._sync import LEAF, Deadline, Latch, ThreadGroup, make_lock
 from ..errors import ConfigurationError, LocalProtocolError, TokenRefreshError, fresh_copy
-from ..pool.config import check_seconds
+from ..pool.config import check_flag, check_seconds
 from .exchange import ExchangeFailed, check_url, clean, post_form
 from .oauth_grant import Expiry, Held, RefreshedTokens, check_secret, check_timeout, first_held, read_answer
 
@@ -115,8 +115,7 @@ class OAuthTokens:
             raise ConfigurationError("on_refresh", "must be callable or None")
         if http is not None and not isinstance(http, requests.Session):
             raise ConfigurationError("http", "must be a requests.Session or None")
-        if not isinstance(allow_insecure, bool):
-            raise ConfigurationError("allow_insecure", "must be True or False")
+        check_flag("allow_insecure", allow_insecure)
         check_seconds("leeway", leeway, zero=True)
         self._connect, self._timeout = check_timeout(timeout)
         self._url = check_url(url, allow_insecure=allow_insecure)

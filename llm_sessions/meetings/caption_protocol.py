@@ -1,12 +1,11 @@
 """What a client says about captions: requests, bodies for a meeting's controls, and two small machines. Pure.
 
-    announcement  IDLE ─announce→ JOINING ─answered→ JOINED     JOINING | JOINED ─moved→ JOINING
-                  JOINING ─failed→ IDLE
-    captions      IDLE | ENABLED ─turn_on→ SENDING ─done→ ENABLED     SENDING ─failed→ IDLE
-    both          any state ─reset→ IDLE
+    announcement  IDLE ─announce→ JOINING ─answered→ JOINED     JOINING | JOINED ─again→ JOINING
+    captions      any state ─turn_on→ SENDING ─done→ ENABLED     SENDING ─failed→ IDLE
+                  any state ─turn_off→ IDLE
 
-An answer that comes when nothing was asked for changes nothing: it is another participant's, or belongs to a
-meeting that was left meanwhile. Any other step that a table does not have raises and changes nothing.
+Both begin anew with each join. An answer that comes when nothing was asked for changes nothing: it is another
+participant's. Any other step that a table does not have raises and changes nothing.
 
 What the service says is read in `caption_reader`. Whoever announces has to listen already: the answer, with
 the list of languages, may come before the announcement's send returns.
@@ -39,7 +38,6 @@ __all__ = [
     "next_announce",
     "next_captions",
     "spoken_language_body",
-    "subscription",
     "transcribing_body",
 ]
 
@@ -59,10 +57,8 @@ class AnnounceTrigger(enum.Enum):
     """What happens to the announcement."""
 
     ANNOUNCE = "announce"  # it is sent for the first time
-    MOVED = "moved"  # it is sent again, since the channel to use is another one now
+    AGAIN = "again"  # it is sent again: on another channel, or because no answer came
     ANSWERED = "answered"  # the service has told its languages
-    FAILED = "failed"  # it could not be sent
-    RESET = "reset"  # the meeting was left
 
 
 class CaptionState(enum.Enum):
@@ -76,42 +72,32 @@ class CaptionState(enum.Enum):
 class CaptionTrigger(enum.Enum):
     """What happens to the request for captions."""
 
-    TURN_ON = "turn_on"  # it is sent; from ENABLED again, with another language
-    DONE = "done"  # it was granted
+    TURN_ON = "turn_on"  # it is sent; also again, with another language
+    DONE = "done"  # it was granted, or it was refused and an earlier one still holds
     FAILED = "failed"  # it was refused, or got no answer
-    RESET = "reset"  # the meeting was left
+    TURN_OFF = "turn_off"  # captions are not wanted any more
 
 
 _A, _AT, _C, _CT = AnnounceState, AnnounceTrigger, CaptionState, CaptionTrigger
 
 ANNOUNCE_STEPS: Final[Mapping[AnnounceState, Mapping[AnnounceTrigger, AnnounceState]]] = MappingProxyType(
     {
-        _A.IDLE: {
-            _AT.ANNOUNCE: _A.JOINING,
-            _AT.ANSWERED: _A.IDLE,
-            _AT.FAILED: _A.IDLE,
-            _AT.RESET: _A.IDLE,
-        },
-        _A.JOINING: {
-            _AT.MOVED: _A.JOINING,
-            _AT.ANSWERED: _A.JOINED,
-            _AT.FAILED: _A.IDLE,
-            _AT.RESET: _A.IDLE,
-        },
-        _A.JOINED: {_AT.MOVED: _A.JOINING, _AT.ANSWERED: _A.JOINED, _AT.RESET: _A.IDLE},
+        _A.IDLE: {_AT.ANNOUNCE: _A.JOINING, _AT.ANSWERED: _A.IDLE},
+        _A.JOINING: {_AT.AGAIN: _A.JOINING, _AT.ANSWERED: _A.JOINED},
+        _A.JOINED: {_AT.AGAIN: _A.JOINING, _AT.ANSWERED: _A.JOINED},
     }
 )
 
 CAPTION_STEPS: Final[Mapping[CaptionState, Mapping[CaptionTrigger, CaptionState]]] = MappingProxyType(
     {
-        _C.IDLE: {
+        _C.IDLE: {_CT.TURN_ON: _C.SENDING, _CT.TURN_OFF: _C.IDLE},
+        _C.SENDING: {
             _CT.TURN_ON: _C.SENDING,
-            _CT.DONE: _C.IDLE,
+            _CT.DONE: _C.ENABLED,
             _CT.FAILED: _C.IDLE,
-            _CT.RESET: _C.IDLE,
+            _CT.TURN_OFF: _C.IDLE,
         },
-        _C.SENDING: {_CT.DONE: _C.ENABLED, _CT.FAILED: _C.IDLE, _CT.RESET: _C.IDLE},
-        _C.ENABLED: {_CT.TURN_ON: _C.SENDING, _CT.RESET: _C.IDLE},
+        _C.ENABLED: {_CT.TURN_ON: _C.SENDING, _CT.TURN_OFF: _C.IDLE},
     }
 )
 
@@ -200,15 +186,6 @@ def transcribing_body(on: bool) -> dict[str, Any]:
 def manual_captions_body(on: bool) -> dict[str, Any]:
     """Return the controls that allow or end captions typed by a person."""
     return {"manualCaption": {"enable": bool(on)}}
-
-
-def subscription(on: bool) -> dict[str, tuple[str, ...]]:
-    """Return what to subscribe to and what not to any more, so that captions come or cease to.
-
-    It belongs to the socket: while captions are wanted, it is sent whenever a session is online.
-    """
-    names = (TRANSCRIPTION,)
-    return {"subscribe": names if on else (), "unsubscribe": () if on else names}
 
 
 def _to(service_id: str | None) -> dict[str, str]:

@@ -50,6 +50,7 @@ MEETING_EVENTS: Final = frozenset(
         "relay",
         "locus.state_message",
         "languages",
+        "language_answer",
         "transcript",
         "highlight",
         "eva",
@@ -210,7 +211,8 @@ class MeetingEvents:
         Args:
             event: `online`, `offline` (of either channel), `failed` (`MeetingFailed`), `relay` (every relay
                 event that is addressed to this client), `locus.state_message` (`Envelope`), or one of the
-                relay events: `languages`, `transcript`, `highlight`, `eva`, `language_detected`, `reaction`.
+                relay events: `languages`, `language_answer`, `transcript`, `highlight`, `eva`,
+                `language_detected`, `reaction`.
             callback: Takes the payload.
 
         Returns:

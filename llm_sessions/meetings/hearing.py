@@ -21,6 +21,8 @@ from .._sync import LEAF, make_lock
 from ..datachannel.registration import RegisteredTarget
 from ..protocol.envelope import Envelope
 from .caption_events import (
+    CaptionEvent,
+    CaptionLanguageAnswer,
     CaptionLanguages,
     EvaEvent,
     Highlight,
@@ -47,6 +49,7 @@ MAX_BINDINGS: Final = 16
 
 _NAMES: Final[dict[type, str]] = {
     CaptionLanguages: "languages",
+    CaptionLanguageAnswer: "language_answer",
     Transcript: "transcript",
     Highlight: "highlight",
     EvaEvent: "eva",
@@ -61,14 +64,19 @@ class Hearing:
     Args:
         client: Whose sessions.
         put: Delivers an event to the meeting's listeners: its name, its payload, whether it may wait.
+        heard: Called with each relay event before its listeners are.
+        changed: Called when a session came online, or went offline, or has another socket.
     """
 
     def __init__(
         self,
         client: DataChannelClient,
         put: Callable[[str, object, bool], None],
+        *,
+        heard: Callable[[CaptionEvent], None],
+        changed: Callable[[], None],
     ) -> None:
-        self._client, self._put = client, put
+        self._client, self._put, self._heard_event, self._changed = client, put, heard, changed
         self._registered: list[tuple[ListenerTable, str, Callback]] = []
         # Guards all below. Rank 40: nothing is called under it.
         self._lock = make_lock("meeting-hearing", LEAF)
@@ -86,7 +94,7 @@ class Hearing:
             table = self._client._sessions.listeners(session_id)
             whose: dict[str, Callable[[Any], object]] = {
                 "online": partial(self._online, session_id),
-                "offline": partial(self._state, "offline"),
+                "offline": self._offline,
                 "event:mercury_shutdown_switchover_complete": partial(self._switched, session_id),
                 "event:relay.event": self._relay,
                 "event:locus.state_message": self._locus,
@@ -105,12 +113,15 @@ class Hearing:
     def _online(self, session_id: str, payload: object) -> None:
         self._know_binding(session_id)
         self._put("online", payload, False)
+        self._changed()
 
     def _switched(self, session_id: str, payload: object) -> None:
         self._know_binding(session_id)
+        self._changed()
 
-    def _state(self, name: str, payload: object) -> None:
-        self._put(name, payload, False)
+    def _offline(self, payload: object) -> None:
+        self._put("offline", payload, False)
+        self._changed()
 
     def _locus(self, envelope: Envelope) -> None:
         if self._is_new(envelope):
@@ -121,6 +132,7 @@ class Hearing:
             return
         reading = read_relay(envelope)
         for event in reading.events:
+            self._heard_event(event)
             self._put("relay", event, True)
             name = _NAMES.get(type(event))
             if name is not None:

@@ -5,7 +5,7 @@
     left ── join ──► joined ── leave, the client's close ──► left (and may be joined again)
                         │ update_… admit unadmit connect: new facts, which the worker acts upon
 
-A join is one object, `_Join`: its facts and its worker, what it listens to, and the mark of its events. It is
+A join is one object, `Join`: its facts and its worker, what it listens to, and the mark of its events. It is
 made by `join` and dropped by `leave`, both under the meeting's lock; whatever was begun for it and ends later
 finds that it is not the meeting's join any more, and is dropped.
 
@@ -20,26 +20,33 @@ finds that it is not the meeting's join any more, and is dropped.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from .._sync import MEETING, Deadline, make_lock
 from ..datachannel.client import DataChannelClient
 from ..datachannel.holding import Holder
-from ..datachannel.tokens import RefreshHandler, check_token
-from ..errors import ConfigurationError, LocalProtocolError, OwnershipError, TokenRefreshError
+from ..errors import (
+    ConfigurationError,
+    ConnectCancelled,
+    LocalProtocolError,
+    OwnershipError,
+    PoolClosed,
+    TokenRefreshError,
+)
+from ..pool.config import check_flag
 from ..pool.session import DEFAULT_TIMEOUT, Timeout, check_timeout
-from ..session_ids import LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION
-from .delivery import MeetingDelivery, MeetingEvents, MeetingFailed
-from .hearing import Hearing
-from .locus import Joined, read_join, read_locus, tokens_in
+from ..session_ids import LLM_DEFAULT_SESSION
+from .captioning import Captioning
+from .captions import Captions
+from .delivery import MeetingDelivery, MeetingEvents
+from .join import Join, checked_tokens, fetch_token, without_state
+from .locus import JoinResponse, Locus, read_join, read_locus
 from .rules import Facts, Role, read_roles
-from .worker import SESSIONS, Worker
+from .worker import SESSIONS
 
 if TYPE_CHECKING:
     from ..pool.session import Session
@@ -47,36 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["Meeting"]
 
 _numbers = itertools.count(1)
-
-
-class _Join:
-    """One join. Guarded by the meeting's lock, but for what has its own."""
-
-    def __init__(self, meeting: Meeting, joined: Joined, facts: Facts) -> None:
-        client = meeting._client
-        self._meeting = meeting
-        self.joined = joined
-        self.last_error: Exception | None = None
-        self.handlers: dict[str, RefreshHandler] = {}  # those of this join, by session
-        put = partial(meeting._delivery.put, self)
-        self.hearing = Hearing(client, lambda name, payload, wait: put(name, payload, wait=wait))
-        self.worker = Worker(
-            client,
-            meeting._lock,
-            facts,
-            meeting.name,
-            failed=self._failed,
-            over=lambda: meeting._worker_over(self),
-        )
-
-    def _failed(self, session_id: str, error: Exception) -> None:
-        self.last_error = error
-        self._meeting._delivery.put(self, "failed", MeetingFailed(session_id, error))
-
-    def give_up(self, deadline: Deadline) -> None:
-        """Leave, because the client closes."""
-        self._meeting._leave(self, self)
-        self.worker.wait_over(deadline)
 
 
 class Meeting(MeetingEvents):
@@ -95,6 +72,7 @@ class Meeting(MeetingEvents):
 
     Attributes:
         name: For threads and logs.
+        captions: The meeting's captions.
 
     Raises:
         ConfigurationError: If an argument cannot be used.
@@ -104,21 +82,27 @@ class Meeting(MeetingEvents):
     def __init__(self, client: DataChannelClient, *, auto_connect: bool = True) -> None:
         if not isinstance(client, DataChannelClient):
             raise ConfigurationError("client", f"must be a DataChannelClient, not {type(client).__name__}")
-        if not isinstance(auto_connect, bool):
-            raise ConfigurationError("auto_connect", "must be True or False")
+        check_flag("auto_connect", auto_connect)
         client._check_open()
         self.name = f"meeting-{next(_numbers)}"
         self._client, self._auto_connect = client, auto_connect
         env = client.pool._env
         # Guards the join and what it holds. Rank 5.
         self._lock = make_lock("meeting", MEETING)
-        self._join: _Join | None = None
+        self._join: Join | None = None
         self._last_error: Exception | None = None
+        self.captions = Captions(
+            self._captioning,
+            lambda: self._current().captioning,
+            self._put_controls,
+            env.config.wait_timeout,
+            env.config.queue_size,
+        )
         super().__init__(MeetingDelivery(self.name, env.threads, env.config.queue_size))
 
     # -- join and leave -----------------------------------------------------------------------------------
 
-    def join(self, join_response: Mapping[str, Any]) -> None:
+    def join(self, join_response: JoinResponse | Mapping[str, Any]) -> None:
         """Take the meeting that was joined; its channels are connected from now on. Returns at once.
 
         Its data channel tokens are the client's from now until the meeting is left. Where the client has no
@@ -133,7 +117,7 @@ class Meeting(MeetingEvents):
             PoolClosed
         """
         joined = read_join(join_response)
-        tokens = _checked_tokens(join_response["locus"])
+        tokens = checked_tokens(join_response["locus"])
         facts = Facts(
             joined=True,
             locus_url=joined.locus_url,
@@ -144,7 +128,16 @@ class Meeting(MeetingEvents):
             connect_wanted=self._auto_connect,
         )
         self._client._check_open()
-        join = _Join(self, _without_state(joined), facts)
+        join = Join(
+            self._client,
+            self._lock,
+            without_state(joined),
+            facts,
+            self.name,
+            put=lambda join, name, payload, wait: self._delivery.put(join, name, payload, wait=wait),
+            leave=lambda join: self._leave(join, join),
+            over=self._worker_over,
+        )
         before: Holder | None = None
         try:
             with self._lock:
@@ -159,7 +152,7 @@ class Meeting(MeetingEvents):
                         self._client.set_refresh_handler(join.handlers[session_id], session_id)
                 join.hearing.start()
                 self._delivery.begin(join)
-            join.worker.start(before.worker if isinstance(before, _Join) else None)
+            join.worker.start(before.worker if isinstance(before, Join) else None)
         except BaseException:
             self._leave(join, before)
             raise
@@ -184,7 +177,7 @@ class Meeting(MeetingEvents):
         if join is not None:
             join.give_up(deadline)
 
-    def _leave(self, join: _Join, last: Holder | None) -> None:
+    def _leave(self, join: Join, last: Holder | None) -> None:
         """End a join, unless it has ended.
 
         Args:
@@ -194,7 +187,7 @@ class Meeting(MeetingEvents):
         # What listens is taken back without the lock: how callbacks compare is user code.
         _do_all([partial(self._drop, join, last), join.hearing.stop])
 
-    def _drop(self, join: _Join, last: Holder | None) -> None:
+    def _drop(self, join: Join, last: Holder | None) -> None:
         with self._lock:
             if self._join is not join:
                 return
@@ -205,15 +198,17 @@ class Meeting(MeetingEvents):
                     partial(setattr, self, "_join", None),
                     partial(setattr, self, "_last_error", join.last_error),
                     join.worker.end,
+                    partial(join.captioning.end, _left("the meeting was left")),
                     *(partial(tokens.drop_handler, *handler) for handler in join.handlers.items()),
                     *(partial(tokens.clear, session_id) for session_id in SESSIONS),
                     partial(self._client._holding.give_back, join, last),
                 ]
             )
 
-    def _worker_over(self, join: _Join) -> None:
+    def _worker_over(self, join: Join) -> None:
         # By itself it ends only with its pool: those who wait to deliver something must not do so for good.
         self._delivery.end(join)
+        join.captioning.end(PoolClosed())
 
     def __enter__(self) -> Meeting:
         return self
@@ -233,7 +228,7 @@ class Meeting(MeetingEvents):
         """
         self._change(connect_wanted=True)
 
-    def update_locus(self, locus: Mapping[str, Any]) -> None:
+    def update_locus(self, locus: Locus | Mapping[str, Any]) -> None:
         """Take the meeting's newest description, or a part of it.
 
         What it does not mention stays as it is. A token in it is used from the next registration on.
@@ -244,12 +239,11 @@ class Meeting(MeetingEvents):
             PoolClosed
         """
         while True:
-            with self._lock:
-                join = self._joined()
-                before = join.joined
+            join = self._current()
+            before = join.joined
             # Not under the lock: a mapping may be a class of the user's.
             after = read_locus(before, locus)
-            tokens = _checked_tokens(locus)
+            tokens = checked_tokens(locus)
             with self._lock:
                 if self._join is not join or join.joined is not before:
                     continue
@@ -260,7 +254,7 @@ class Meeting(MeetingEvents):
                     "roles": after.roles,
                     "practice_enabled": after.practice_enabled,
                 }
-                join.joined = _without_state(after)
+                join.joined = without_state(after)
                 join.worker.change(**{name: value for name, value in said.items() if value is not None})
                 return
 
@@ -280,7 +274,7 @@ class Meeting(MeetingEvents):
             ConfigurationError: If it is not True or False.
             LocalProtocolError: If no meeting is joined.
         """
-        self._change(practice_enabled=_flag(enabled))
+        self._change(practice_enabled=check_flag("enabled", enabled))
 
     def admit(self) -> None:
         """Hear that the participant is not in the lobby any more, as is taken for granted after `join`.
@@ -293,14 +287,19 @@ class Meeting(MeetingEvents):
     def unadmit(self) -> None:
         """Hear that the participant is in the lobby: both channels are disconnected, their tokens forgotten.
 
+        Captions are as they are after a join: whatever was asked for is to be asked for again.
+
         Raises:
             LocalProtocolError: If no meeting is joined.
         """
+        self._client._check_open()
         with self._lock:
             join = self._joined()
             for session_id in SESSIONS:
                 self._client._tokens.clear(session_id)
+            before, join.captioning = join.captioning, Captioning(self._client)
             join.worker.change(admitted=False)
+            before.end(_left("the participant is in the lobby"))
 
     def _enter(self, locus_url: str, tokens: Mapping[str, str]) -> None:
         """Have the client's tokens be this meeting's: new ones, or those it has unless they are another's."""
@@ -308,15 +307,24 @@ class Meeting(MeetingEvents):
             self._client._tokens.enter(session_id, locus_url, tokens.get(session_id))
 
     def _change(self, **facts: Any) -> None:
+        self._client._check_open()
         with self._lock:
             self._joined().worker.change(**facts)
 
-    def _joined(self) -> _Join:
+    def _current(self) -> Join:
+        self._client._check_open()
+        with self._lock:
+            return self._joined()
+
+    def _joined(self) -> Join:
         """Return the join; the lock is held."""
-        self._client._sessions.check_open()
         if self._join is None:
             raise LocalProtocolError("no meeting is joined")
         return self._join
+
+    def _captioning(self) -> Captioning | None:
+        join = self._join
+        return join.captioning if join is not None else None
 
     # -- asking the service -------------------------------------------------------------------------------
 
@@ -331,28 +339,21 @@ class Meeting(MeetingEvents):
             ConnectError: If it did not answer.
             LocalProtocolError: If no meeting is joined.
         """
-        self._put_controls({"practiceSession": {"enabled": _flag(enabled)}}, "PATCH", "controls")
+        self._put_controls(
+            {"practiceSession": {"enabled": check_flag("enabled", enabled)}}, "PATCH", "controls"
+        )
 
     def _put_controls(self, body: Mapping[str, Any], method: str = "PUT", path: str = "controls/") -> None:
-        with self._lock:
-            url = self._joined().joined.locus_url
+        url = self._current().joined.locus_url
         self._client._rest.call(method, f"{url.rstrip('/')}/{path}", json=body, empty_ok=True)
 
-    def _fetch(self, join: _Join, session_id: str) -> str:
+    def _fetch(self, join: Join, session_id: str) -> str:
         """Fetch a new token of a session; its refresh handler. The kind is the session's, not the role's."""
         with self._lock:
             joined = join.joined
             if self._join is not join:
                 raise TokenRefreshError(session_id, "the meeting was left")
-        if joined.participant_id is None:
-            raise TokenRefreshError(session_id, "the own id in the meeting is not known")
-        kind = "practiceSession/" if session_id == LLM_PRACTICE_SESSION else ""
-        participant = quote(joined.participant_id, safe="")
-        url = f"{joined.locus_url.rstrip('/')}/participant/{participant}/{kind}datachannel/token"
-        reply = self._client._rest.call("GET", url, session_id=session_id)
-        token = reply.body.get("datachannelToken")
-        if not isinstance(token, str) or not token:
-            raise reply.unusable(session_id, "without a datachannelToken")
+        token = fetch_token(self._client, joined, session_id)
         with self._lock:
             if self._join is not join:  # it is another meeting's token by now, or nobody's
                 raise TokenRefreshError(session_id, "the meeting was left meanwhile")
@@ -394,30 +395,14 @@ class Meeting(MeetingEvents):
         if session_id not in SESSIONS:
             raise ConfigurationError("session_id", f"must be one of {', '.join(SESSIONS)}")
         seconds = check_timeout(timeout, self._client._sessions.config.wait_timeout)
-        with self._lock:
-            worker = self._joined().worker
-        return worker.wait_online(session_id, seconds)
+        return self._current().worker.wait_online(session_id, seconds)
 
     def __repr__(self) -> str:
         return f"<Meeting {self.name!r} {'joined' if self.joined else 'not joined'}>"
 
 
-def _checked_tokens(locus: Mapping[str, Any]) -> dict[str, str]:
-    tokens = tokens_in(locus)
-    for session_id, token in tokens.items():
-        check_token(token, f"locus.self, the token of {session_id}")
-    return tokens
-
-
-def _without_state(joined: Joined) -> Joined:
-    """Return what is known but for what `Facts` has: a locus that says nothing of it must change nothing."""
-    return dataclasses.replace(joined, roles=None, practice_enabled=None)
-
-
-def _flag(enabled: object) -> bool:
-    if not isinstance(enabled, bool):
-        raise ConfigurationError("enabled", f"must be True or False, not {type(enabled).__name__}")
-    return enabled
+def _left(why: str) -> ConnectCancelled:
+    return ConnectCancelled(LLM_DEFAULT_SESSION, why)
 
 
 def _do_all(steps: Iterable[Callable[[], object]]) -> None:

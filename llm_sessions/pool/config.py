@@ -79,8 +79,7 @@ class PoolConfig:
         for name in ("max_message_bytes", "queue_size"):
             check_count(name, getattr(self, name), least=1)
         for name in ("jitter", "allow_insecure"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigurationError(name, "must be True or False")
+            check_flag(name, getattr(self, name))
         if self.when_full not in ("block", "drop_oldest"):
             raise ConfigurationError("when_full", f"must be 'block' or 'drop_oldest', not {self.when_full!r}")
         if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
@@ -126,6 +125,17 @@ def _is_host_names(hosts: object) -> bool:
 def _is_host_name(host: str) -> bool:
     name = host.removeprefix("*.")
     return bool(name) and "*" not in name
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return a flag; refuse what is none.
+
+    Raises:
+        ConfigurationError: If it is not True or False.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(name, f"must be True or False, not {type(value).__name__}")
+    return value
 
 
 def check_count(name: str, value: object, *, least: int, none: bool = False) -> None:

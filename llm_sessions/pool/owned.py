@@ -216,12 +216,15 @@ class OwnedSessions:
         for table in tables:
             table.remove_owned(self)
 
-    def send(self, session_id: str, build: Callable[[Target], Mapping[str, Any]]) -> None:
+    def send(self, session_id: str, build: Callable[[Target], Mapping[str, Any] | None]) -> bool:
         """Send a message that is made for the socket it goes out on.
 
         Args:
             session_id: Whose.
-            build: Returns the message for the target of the socket. What it raises comes out.
+            build: Returns the message for the target of the socket, None for none. What it raises comes out.
+
+        Returns:
+            Whether there was a message.
 
         Raises:
             NotOnline: If the session is not online, not the owner's, or lost the socket meanwhile.
@@ -232,7 +235,21 @@ class OwnedSessions:
         if found is None or standing is None or standing.state not in ONLINE or standing.target is None:
             state = standing.state if standing is not None else SessionState.IDLE
             raise NotOnline(session_id, f"it is {state.value}")
-        transmit(found[1], standing, encode(build(standing.target)))
+        message = build(standing.target)
+        if message is None:
+            return False
+        transmit(found[1], standing, encode(message))
+        return True
+
+    def refuse_pulling(self, session_id: str, call: str) -> None:
+        """Refuse to wait for a message on a thread that has to deliver it.
+
+        Raises:
+            LocalProtocolError
+        """
+        found = self._pool._find(session_id)
+        if found is not None:
+            found[1].refuse_pulling(call)
 
     def _ours(self, machine: SessionMachine) -> Standing | None:
         standing = machine.standing()

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from llm_sessions.cli import demo
-from llm_sessions.testing.server import LocalServer
+from llm_sessions.cli import demo, story
+from llm_sessions.testing.captions import CaptionService
+from tests.support import SHORT
 
 
 @pytest.fixture(autouse=True)
@@ -17,22 +18,23 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_PACE", 0)
 
 
-def test_both_sessions_come_up_one_goes_and_the_other_survives_a_drop(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_webinar_is_told_from_join_to_leave_and_accounted_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.run_demo(plain=True) == 0
     printed = capsys.readouterr().out
-    # seconds, session, event, detail
-    told = re.findall(r"^ *[\d.]+ s  (\S+) +(\S+) +(.*?) *$", printed, re.MULTILINE)
-    for session_id in ("llm-default-session", "llm-practice-session"):
-        events = [event for who, event, _ in told if who == session_id]
-        assert {"online", "state", "event:relay.event", "ping-pong-latency"} <= set(events)
-        assert events.index("online") < events.index("event:relay.event")
-    assert ("llm-practice-session", "offline", "3050 done (permanent)") in told
-    assert ("llm-default-session", "offline.transient", "1006") in told
-    assert ("llm-default-session", "state", "online -> reconnecting: 1006") in told
-    assert re.search(r"llm-default-session +│ +15 │ +15 │ +2 │", printed)
-    assert re.search(r"llm-practice-session +│ +5 │ +5 │ +1 │", printed)
+    # seconds, from whom, to whom, what
+    told = re.findall(r"^ *[\d.]+ s  (\w+) → (\w+) +(.*?) *$", printed, re.MULTILINE)
+    assert ("practice", "program", "caption “Only panelists hear this.”") in told
+    assert ("meeting", "practice", "close 3050 “done (permanent)”") in told
+    assert ("main", "meeting", "offline: 1006") in told
+    assert [who for who, _, what in told if what == "caption languages de, en, es, fr"] == [
+        "main",
+        "practice",
+        "practice",
+        "main",
+    ]
+    assert re.search(r"^main +online -> reconnecting: 1006$", printed, re.MULTILINE)
+    assert re.search(r"│ main +│ +6 │ +6 │ +3 │ +2 │ +2 │", printed)
+    assert re.search(r"│ practice +│ +2 │ +2 │ +2 │ +2 │ +2 │", printed)
     assert printed.rstrip().endswith("Every caption arrived, once and in order.")
     assert "\x1b[" not in printed
 
@@ -44,16 +46,22 @@ def test_the_log_is_left_as_it_was() -> None:
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
 
 
-def test_a_lost_caption_is_noticed(
+def test_a_garbled_caption_is_noticed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    publish = LocalServer.publish
+    transcript = CaptionService.transcript
 
-    def forgetful(server: LocalServer, data: Any = None, **where: Any) -> Any:
-        if data == {"text": demo._CAPTIONS[2]}:
-            data = {"text": "something else"}
-        return publish(server, data, **where)
+    def garbled(service: CaptionService, text: str, **where: Any) -> int:
+        return transcript(service, text.replace("panelists", "attendees"), **where)
 
-    monkeypatch.setattr(LocalServer, "publish", forgetful)
+    monkeypatch.setattr(CaptionService, "transcript", garbled)
     assert demo.run_demo(plain=True) == 1
-    assert "Something is wrong" in capsys.readouterr().out
+    assert "Something is wrong: captions are missing" in capsys.readouterr().out
+
+
+def test_a_halt_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(story, "_LONG", SHORT)
+    monkeypatch.setattr(CaptionService, "transcript", lambda *args, **options: 0)
+    assert demo.run_demo(plain=True) == 1
+    printed = capsys.readouterr().out
+    assert "Something is wrong: the story has come to a halt" in printed and "Traceback" not in printed

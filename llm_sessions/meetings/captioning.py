@@ -1,0 +1,389 @@
+"""The captions of one join: what is wanted of them, and what each socket has been told of that.
+
+::
+
+    wanted     subscription, announcement, caption language     changed by calls, and by what the service says
+    a socket   what was sent on it of these                     forgotten with the socket
+    `sync`     sends on a session's active socket what it lacks after each change of these or of a session
+
+- **Owner:** the join of a `Meeting`. There is a new one for each join, and for each visit to the lobby: so a
+  reset is nothing that could be forgotten. What is wanted survives sockets, channels and their addresses.
+- **Lock:** one of rank 40, under which only the queues of iterators are put into.
+- **Thread:** none. What is due goes out on the thread that changed something: a caller's, or the dispatcher
+  of a session that came online. One thread at a time sends for a session; another one that has something for
+  it leaves that to the first. So what was sent last is what was wanted last.
+- **Once a socket:** the message is made for the socket that it goes out on, and that is noted down in the
+  same step. A message that is lost with its socket is due on the next one.
+- **Quiet:** a channel that is lost while something is sent is no error here; it comes back.
+- **What ends each wait:** for languages or an answer, that it comes, the end of the join, or the timeout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from .._logging import get_logger
+from .._sync import LEAF, Deadline, Latch, make_lock
+from ..datachannel.channels import publish_request, subscription_request
+from ..errors import ConnectionLost, NotOnline, PoolClosed, WaitTimeout, fresh_copy
+from ..session_ids import LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION
+from .caption_events import CaptionEvent, CaptionLanguageAnswer, CaptionLanguages, Transcript
+from .caption_protocol import (
+    TRANSCRIPTION,
+    AnnounceState,
+    AnnounceTrigger,
+    CaptionState,
+    CaptionTrigger,
+    Publication,
+    announcement,
+    language_request,
+    next_announce,
+    next_captions,
+)
+from .transcripts import Transcripts
+from .worker import SESSIONS
+
+if TYPE_CHECKING:
+    from ..datachannel.client import DataChannelClient
+    from ..datachannel.registration import RegisteredTarget
+
+__all__ = ["Captioning"]
+
+logger = get_logger("meetings")
+
+_RELAY: Final = "relay.event"
+
+
+@dataclasses.dataclass(eq=False)
+class _Socket:
+    """What has been sent on a socket."""
+
+    target: RegisteredTarget
+    subscribed: bool = False
+    announced: bool = False
+    asked: _Ask | None = None
+
+
+class _Ask:
+    """A request for a caption language. Guarded by the lock until it is over."""
+
+    def __init__(self, language: str, waited_for: bool) -> None:
+        self.language, self.waited_for = language, waited_for
+        self.id = str(uuid.uuid4())
+        self.answer: CaptionLanguageAnswer | None = None
+        self.over = Latch()
+
+    def publication(self, service_id: str | None) -> Publication:
+        return language_request(self.language, self.id, service_id)
+
+
+class Captioning:
+    """The captions of one join. Safe from any thread.
+
+    Args:
+        client: Whose sessions.
+    """
+
+    def __init__(self, client: DataChannelClient) -> None:
+        self._client = client
+        # Guards all below. Rank 40.
+        self._lock = make_lock("captions", LEAF)
+        self._announce, self._captions = AnnounceState.IDLE, CaptionState.IDLE
+        self._subscribe = self._announcing = False  # what is wanted
+        self._granted = False  # captions were turned on
+        self._requests = 0  # to turn them on or off; the newest counts
+        self._languages: CaptionLanguages | None = None
+        self._chosen: str | None = None
+        self._ask: _Ask | None = None
+        self._sockets: dict[str, _Socket] = {}
+        self._sending: dict[str, object] = {}  # who sends for a session
+        self._again: set[str] = set()  # sessions for which that one has to look again
+        self._readers: list[weakref.ref[Transcripts]] = []
+        self._news = Latch()  # the next change that somebody may wait for
+        self._over: Exception | None = None
+
+    # -- looking ------------------------------------------------------------------------------------------
+
+    @property
+    def announce_state(self) -> AnnounceState:
+        return self._announce
+
+    @property
+    def caption_state(self) -> CaptionState:
+        return self._captions
+
+    @property
+    def languages(self) -> CaptionLanguages | None:
+        return self._languages
+
+    @property
+    def chosen(self) -> str | None:
+        """The caption language that the service granted."""
+        return self._chosen
+
+    # -- the announcement ---------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        """See `Captions.announce`."""
+        with self._lock:
+            self._check()
+            if self._announce is AnnounceState.JOINED:
+                return
+        if not any(self._is_online(session_id) for session_id in SESSIONS):
+            raise NotOnline(LLM_DEFAULT_SESSION, "no channel of the meeting is online")
+        with self._lock:
+            self._check()
+            self._announcing = True
+            for socket in self._sockets.values():
+                socket.announced = False
+        self.sync()
+
+    def wait_languages(self, timeout: float | None) -> CaptionLanguages:
+        """See `Captions.wait_languages`."""
+        self._refuse_own_thread("wait_languages()")
+        deadline = Deadline(timeout)
+        while True:
+            with self._lock:
+                self._check()
+                if self._languages is not None:
+                    return self._languages
+                news = self._news
+            if not news.wait(deadline.left()):
+                raise WaitTimeout(
+                    LLM_DEFAULT_SESSION, f"the caption service told no languages in {timeout} s"
+                )
+
+    # -- captions -----------------------------------------------------------------------------------------
+
+    def turn_on(self, put: Callable[[], None]) -> None:
+        """See `Captions.turn_on`; `put` asks the service for it."""
+        with self._lock:
+            self._check()
+            self._requests += 1
+            number = self._requests
+            self._captions = next_captions(self._captions, CaptionTrigger.TURN_ON)
+        try:
+            put()
+        except BaseException:
+            with self._lock:
+                if number == self._requests:
+                    trigger = CaptionTrigger.DONE if self._granted else CaptionTrigger.FAILED
+                    self._captions = next_captions(self._captions, trigger)
+            raise
+        with self._lock:
+            self._check()
+            if number == self._requests:
+                self._captions = next_captions(self._captions, CaptionTrigger.DONE)
+                self._granted = self._subscribe = self._announcing = True
+        self.sync()
+
+    def turn_off(self) -> None:
+        """See `Captions.turn_off`."""
+        with self._lock:
+            self._check()
+            self._requests += 1
+            self._captions = next_captions(self._captions, CaptionTrigger.TURN_OFF)
+            self._granted = self._subscribe = False
+        self.sync()
+
+    def subscribe(self) -> None:
+        """See `Captions.subscribe`."""
+        with self._lock:
+            self._check()
+            self._subscribe = True
+        self.sync()
+
+    def transcripts(self, maxsize: int, timeout: float | None) -> Transcripts:
+        """See `Captions.transcripts`."""
+        reader = Transcripts(maxsize, timeout, partial(self._refuse_own_thread, "transcripts()"))
+        with self._lock:
+            self._check()
+            self._readers = [weakref.ref(one) for one in (*self._living(), reader)]
+        return reader
+
+    # -- the caption language -----------------------------------------------------------------------------
+
+    def request_language(self, language: str, timeout: float | None) -> CaptionLanguageAnswer:
+        """See `Captions.request_language`."""
+        language_request(language, "", None)  # refuses what is none
+        self._refuse_own_thread("request_language()")
+        deadline, mine = Deadline(timeout), _Ask(language, waited_for=True)
+        try:
+            self._enqueue(mine, deadline)
+            self.sync()
+            mine.over.wait(deadline.left())
+            with self._lock:
+                if mine.answer is not None:
+                    return mine.answer
+                self._check()
+            raise WaitTimeout(LLM_DEFAULT_SESSION, f"no answer to {language!r} within {timeout} s")
+        finally:
+            with self._lock:
+                if self._ask is mine:
+                    self._ask = None
+            mine.over.set()
+
+    def _enqueue(self, mine: _Ask, deadline: Deadline) -> None:
+        """Make a request the one under way, once that before it is over. Answers do not say to which."""
+        while True:
+            with self._lock:
+                self._check()
+                other = self._ask
+                if other is None or not other.waited_for:
+                    self._ask = mine
+                    return
+            if not other.over.wait(deadline.left()):
+                what = f"another request for a caption language was not answered within {deadline.timeout} s"
+                raise WaitTimeout(LLM_DEFAULT_SESSION, what)
+
+    # -- what the service says, on the dispatchers --------------------------------------------------------
+
+    def hear(self, event: CaptionEvent) -> None:
+        """Take what came on a session."""
+        full = False
+        with self._lock:
+            if self._over is not None:
+                return
+            if isinstance(event, Transcript) and event.final:
+                full = sum(reader.put(event) for reader in self._living()) > 0  # all of them get it
+            elif isinstance(event, CaptionLanguages):
+                self._announce = next_announce(self._announce, AnnounceTrigger.ANSWERED)
+                if self._announce is AnnounceState.IDLE:
+                    return  # nobody here has asked
+                before, self._languages = self._languages, event
+                moved = before is not None and before.service_id != event.service_id
+                if moved and self._chosen is not None and self._ask is None:
+                    self._ask = _Ask(self._chosen, waited_for=False)  # the new service does not know of it
+                self._tell()
+            elif isinstance(event, CaptionLanguageAnswer):
+                self._answered(event)
+        if full:
+            logger.warning("too many captions wait to be fetched: the oldest are dropped")
+        if isinstance(event, CaptionLanguages):
+            self.sync()
+
+    def _answered(self, answer: CaptionLanguageAnswer) -> None:
+        ask = self._ask
+        if ask is None or answer.raw.get("id", ask.id) != ask.id:
+            return  # nobody's any more
+        self._ask, ask.answer = None, answer
+        if answer.ok:
+            self._chosen = ask.language
+        elif not ask.waited_for:
+            self._chosen = None  # what the service before had granted
+        ask.over.set()
+
+    # -- sending ------------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Send on each session that is online what its socket has not been told yet."""
+        for session_id in reversed(SESSIONS):  # the practice session's first: it is the one to use
+            self._send_all(session_id, object())
+
+    def _send_all(self, session_id: str, me: object) -> None:
+        try:
+            with self._lock:
+                if self._sending.setdefault(session_id, me) is not me:
+                    self._again.add(session_id)
+                    return
+            while self._send_one(session_id) or self._has_more(session_id):
+                pass
+        except BaseException:  # Ctrl-C: what others have left to this thread is done all the same
+            if self._has_more(session_id, me):
+                self._send_all(session_id, object())
+            raise
+
+    def _send_one(self, session_id: str) -> bool:
+        try:
+            in_use = session_id == LLM_PRACTICE_SESSION or not self._is_online(LLM_PRACTICE_SESSION)
+            return self._client.send_to(session_id, partial(self._due, session_id, in_use)) is not None
+        except (NotOnline, ConnectionLost, PoolClosed):
+            return False  # its next socket is told
+
+    def _has_more(self, session_id: str, gone: object = None) -> bool:
+        """Whether another thread had something for the session; otherwise nobody sends for it any more."""
+        with self._lock:
+            if gone is not None and self._sending.get(session_id) is not gone:
+                return False
+            more = session_id in self._again
+            self._again.discard(session_id)
+            if gone is not None or not more:
+                self._sending.pop(session_id, None)
+        return more
+
+    def _due(
+        self, session_id: str, in_use: bool, target: RegisteredTarget, number: str
+    ) -> Mapping[str, Any] | None:
+        """Return the next message that a socket lacks, and note down that it has it."""
+        with self._lock:
+            if self._over is not None:
+                return None
+            socket = self._sockets.get(session_id)
+            if socket is None or socket.target is not target:
+                socket = self._sockets[session_id] = _Socket(target)
+            if target.subscribing and socket.subscribed != self._subscribe:
+                socket.subscribed = on = self._subscribe
+                return subscription_request(
+                    target, number, [TRANSCRIPTION] if on else [], [] if on else [TRANSCRIPTION]
+                )
+            service_id = self._languages.service_id if self._languages is not None else None
+            if self._announcing and not socket.announced and in_use and self._is_announcement_due(session_id):
+                first = self._announce is AnnounceState.IDLE
+                trigger = AnnounceTrigger.ANNOUNCE if first else AnnounceTrigger.AGAIN
+                self._announce, socket.announced = next_announce(self._announce, trigger), True
+                publication = announcement(service_id)
+            elif self._ask is not None and socket.asked is not self._ask and in_use:
+                socket.asked = self._ask
+                publication = self._ask.publication(service_id)
+            else:
+                return None
+        return publish_request(target, number, publication.data, publication.headers, _RELAY)
+
+    def _is_announcement_due(self, session_id: str) -> bool:
+        """Whether the service should hear of this socket: it has not answered, or the channel is another."""
+        return session_id == LLM_PRACTICE_SESSION or self._announce is not AnnounceState.JOINED
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def end(self, error: Exception) -> None:
+        """Send no more, and tell whoever waits.
+
+        Args:
+            error: What they are told.
+        """
+        with self._lock:
+            if self._over is not None:
+                return
+            self._over = error
+            ask, readers = self._ask, self._living()
+            self._tell()
+        if ask is not None:
+            ask.over.set()
+        for reader in readers:
+            reader.end()
+
+    def _check(self) -> None:
+        if self._over is not None:
+            raise fresh_copy(self._over)
+
+    def _tell(self) -> None:
+        news, self._news = self._news, Latch()
+        news.set()
+
+    def _living(self) -> list[Transcripts]:
+        """Return the iterators that somebody still has."""
+        return [reader for one in self._readers if (reader := one()) is not None]
+
+    def _is_online(self, session_id: str) -> bool:
+        return self._client._sessions.is_online(session_id)
+
+    def _refuse_own_thread(self, call: str) -> None:
+        if self._client._sessions.forked:
+            raise PoolClosed("the meeting belongs to the process that this one was forked from")
+        for session_id in SESSIONS:
+            self._client._sessions.refuse_pulling(session_id, call)
