@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import operator
 import re
 import sys
 import time
@@ -18,7 +17,15 @@ from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-__all__ = ["Repeats", "SessionLogger", "get_logger", "know_secret", "redact", "without_secrets"]
+__all__ = [
+    "Repeats",
+    "SessionLogger",
+    "get_logger",
+    "know_secret",
+    "one_line",
+    "redact",
+    "without_secrets",
+]
 
 _MIN_SECRET: Final = 8  # characters; shorter ones are words, and their loss would garble records
 _MAX_SECRETS: Final = 1024
@@ -26,8 +33,11 @@ _MAX_KINDS: Final = 256
 _FRAMES: Final = 1 if sys.version_info >= (3, 11) else 2  # to skip; older Pythons count logging's own, too
 _QUIET: Final = 60.0  # seconds in which records that are alike make one line
 
-_ages = itertools.count()
-_known: dict[str, int] = {}  # newest last; single operations on it are atomic
+# The newest secrets, and those before them. No lock guards them: finalizers may log under any lock, and in
+# the middle of these functions. Single operations on a dict of strings are atomic, and so is a list of its
+# keys. A list of its items is not: making the tuples may run finalizers, and those let other threads on.
+_known: tuple[dict[str, None], dict[str, None]] = {}, {}
+_said = itertools.count(1)
 
 # One pass; no part can match a run of text from more than a few starts, so time is linear in the text.
 # Kept are the groups: a key (its end is enough), its separator and the quote before its value.
@@ -57,24 +67,30 @@ def know_secret(secret: str) -> None:
     """
     if len(secret) < _MIN_SECRET:
         return
+    global _known
+    secret = str.__str__(secret)  # a subclass may compare in its own way
     for form in {secret, quote(secret, safe="")}:
-        _known[form] = next(_ages)  # one operation: at no time is it unknown
-    if len(_known) > 2 * _MAX_SECRETS:  # many at once: each costs the same, however many there are
-        oldest = sorted(_known.items(), key=operator.itemgetter(1))[:-_MAX_SECRETS]
-        for form, age in oldest:
-            if _known.get(form) == age:  # else it was said again meanwhile
-                _known.pop(form, None)
+        while form not in _known[0]:  # again if it went where they were the newest until this moment
+            if not next(_said) % _MAX_SECRETS:  # of all threads, one comes here for each thousand
+                _known = {}, _known[0]
+            _known[0][form] = None
 
 
 def redact(text: str) -> str:
     """Return `text` without known secrets and without whatever looks like a credential."""
-    for secret in sorted((one for one in list(_known) if one in text), key=len, reverse=True):
+    newer, older = _known
+    for secret in sorted((one for one in [*newer, *older] if one in text), key=len, reverse=True):
         text = text.replace(secret, "***")
     return _SECRET.sub(_kept, text)
 
 
 def _kept(match: re.Match[str]) -> str:
     return f"{match[match.lastindex] if match.lastindex else ''}***"
+
+
+def one_line(text: str) -> str:
+    """Return somebody else's text with a space for whatever cannot be printed, line breaks too."""
+    return "".join(ch if ch.isprintable() else " " for ch in text)
 
 
 def without_secrets(url: str) -> str:
