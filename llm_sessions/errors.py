@@ -259,6 +259,7 @@ class WaitTimeout(SessionError, TimeoutError):
 
 
 E = TypeVar("E", bound=BaseException)
+C = TypeVar("C", bound=ConnectError)
 
 
 def fresh_copy(error: E) -> E:
@@ -274,3 +275,19 @@ def fresh_copy(error: E) -> E:
     twin.__cause__ = error.__cause__
     twin.__suppress_context__ = error.__suppress_context__
     return twin.with_traceback(None)
+
+
+def named(error: C, session_id: str, attempts: int = 0) -> C:
+    """Return an error that came out of a source, which knows of no session, as one about this session.
+
+    Args:
+        error: It is returned itself if it names a session already, else a fresh copy.
+        session_id: The session.
+        attempts: How many of its attempts had failed by then.
+    """
+    if error.session_id:
+        return error
+    error = fresh_copy(error)
+    error.session_id, error.attempts = session_id, attempts
+    error.args = (session_id, *error.args[1:])
+    return error

@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from llm_sessions import ConnectionPool, PoolConfig, _sync
+from llm_sessions.pool.attempt import Attempt
 from llm_sessions.testing.server import LocalServer
 from tests.support import QUICK, no_leaks
 
@@ -109,3 +110,16 @@ def make_pool(client_context: ssl.SSLContext) -> Iterator[Callable[..., Connecti
 @pytest.fixture
 def pool(make_pool: Callable[..., ConnectionPool]) -> ConnectionPool:
     return make_pool()
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between attempts, written down instead of waited."""
+    seen: list[float] = []
+
+    def wait_cancelled(self: Attempt, seconds: float) -> bool:
+        seen.append(seconds)
+        return self.cancelled
+
+    monkeypatch.setattr(Attempt, "wait_cancelled", wait_cancelled)
+    return seen

@@ -223,6 +223,32 @@ class Peer:
             sock.close()
 
 
+# Scripts that stop a handshake. The semaphore `arrived` is released a second time once they are there.
+
+
+def mute_tls(peer: Peer, sock: Any) -> None:
+    """Read the beginning of a ClientHello, and say nothing."""
+    assert read_exactly(sock, 5)[0] == 22
+    peer.arrived.release()
+    peer.hold()
+
+
+def mute_http(peer: Peer, sock: Any) -> None:
+    """Read the request, and say nothing."""
+    read_request(sock)
+    peer.arrived.release()
+    peer.hold()
+
+
+def dripping_head(peer: Peer, sock: Any) -> None:
+    """Answer with a header that does not end."""
+    read_request(sock)
+    sock.sendall(b"HTTP/1.1 101 Switching\r\nX: ")
+    peer.arrived.release()
+    while not peer.over.wait(0.005):
+        sock.sendall(b"x")
+
+
 @contextlib.contextmanager
 def connected(
     client_context: ssl.SSLContext | None,

@@ -36,6 +36,7 @@ from llm_sessions.errors import (
     UnknownResponse,
     WaitTimeout,
     fresh_copy,
+    named,
 )
 
 _FULL: dict[str, Any] = {
@@ -177,6 +178,24 @@ def test_an_error_that_cannot_be_copied_is_returned_itself() -> None:
     with pytest.raises(TypeError):
         copy.copy(error)
     assert fresh_copy(error) is error
+
+
+@pytest.mark.parametrize("kind", [ConnectError, RegistrationError, TokenRefreshError])
+def test_a_sources_error_gets_the_name_of_the_session(kind: type[ConnectError]) -> None:
+    error = kind("", "text")
+    error.__cause__ = cause = OSError("cause")
+    twin = named(error, "s", 3)
+    assert type(twin) is kind and twin.args == ("s", *error.args[1:]) and twin.__cause__ is cause
+    assert (twin.session_id, twin.message, twin.attempts) == ("s", "text", 3)
+    again = pickle.loads(pickle.dumps(twin))
+    assert (again.session_id, again.attempts, again.args) == ("s", 3, twin.args)
+    assert (error.session_id, error.attempts) == ("", 0), "it may be an outcome that others wait for"
+
+
+def test_an_error_that_names_a_session_is_left_as_it_is() -> None:
+    error = TokenRefreshError("other", "text", final=True)
+    assert named(error, "s", 3) is error
+    assert (error.session_id, error.attempts) == ("other", 0)
 
 
 def test_what_users_may_catch_instead() -> None:

@@ -33,7 +33,6 @@ from llm_sessions import (
     WaitTimeout,
 )
 from llm_sessions.connection.transport import AttemptFailed
-from llm_sessions.pool.attempt import Attempt
 from llm_sessions.protocol import closing
 from llm_sessions.protocol.closing import FAILURES, CloseMeaning, Failure, Retried, classify_close
 from llm_sessions.protocol.events import STATE_EVENTS
@@ -330,19 +329,6 @@ def test_every_row_of_the_table_of_failures_is_made_to_happen() -> None:
         if not row.then(session).startswith("(")
     }
     assert made == promised
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between attempts, written down instead of waited."""
-    seen: list[float] = []
-
-    def wait_cancelled(self: Attempt, seconds: float) -> bool:
-        seen.append(seconds)
-        return self.cancelled
-
-    monkeypatch.setattr(Attempt, "wait_cancelled", wait_cancelled)
-    return seen
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from llm_sessions import session_ids
 from llm_sessions.errors import ConfigurationError
-from llm_sessions.protocol.events import parse_event_name, qualified_name
+from llm_sessions.protocol.events import parse_event_name
 from llm_sessions.session_ids import check_session_id
 
 
@@ -22,7 +22,7 @@ GOOD = ["a", "llm-default-session", "a b", "ünï", "42%", "a.b/c", "event", "[x
 @pytest.mark.parametrize("value", GOOD)
 def test_good_ids_are_returned_and_can_be_a_suffix(value: str) -> None:
     assert check_session_id(value) is value
-    assert parse_event_name(qualified_name("online", value, "main")) == ("online", value)
+    assert parse_event_name(f"online:{value}") == ("online", value)
 
 
 @pytest.mark.parametrize(

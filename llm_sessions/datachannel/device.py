@@ -20,7 +20,7 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, NoReturn, Protocol
+from typing import Final, Protocol
 
 import requests
 
@@ -34,6 +34,7 @@ from ..errors import (
     LocalProtocolError,
     NotAuthorized,
     fresh_copy,
+    named,
 )
 from ..pool.config import PoolConfig, check_flag, check_seconds
 from ..pool.sources import AttemptInfo, Endpoint, Target, TokenProvider, TokenSource, as_provider
@@ -289,7 +290,8 @@ class DeviceRegistration(Endpoint):
             if flight.known is not None:
                 return flight.known
             if flight.error is not None:
-                _raise(flight.error, asker)
+                error = fresh_copy(flight.error)
+                raise named(error, asker.session_id) if isinstance(error, ConnectError) else error
             if asker.cancelled:
                 raise ConnectCancelled(asker.session_id, "nobody needs the device any more")
 
@@ -395,12 +397,3 @@ class DeviceRegistration(Endpoint):
                 self._service.delete(url, min(left, self._timeout))
             except Exception as exc:  # noqa: BLE001  # whatever the token's source raises
                 logger.warning("the device %s was not deleted: %s", without_secrets(url), exc)
-
-
-def _raise(error: Exception, asker: _Asker) -> NoReturn:
-    """Raise a copy of the flight's error that has the name of the session that asks."""
-    twin = fresh_copy(error)
-    if isinstance(twin, ConnectError) and not twin.session_id:
-        twin.session_id = asker.session_id
-        twin.args = (asker.session_id, *twin.args[1:])
-    raise twin

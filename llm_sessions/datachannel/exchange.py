@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 
-from .._logging import redact
+from .._logging import one_line, redact
 from .._sync import Deadline
 from ..errors import ConfigurationError, LLMSessionsError, fresh_copy
 from ..protocol.url import is_loopback
@@ -355,7 +355,7 @@ def clean(text: str, secrets: Collection[str] = ()) -> str:
     """Return somebody else's text as it may become part of ours: short, printable, without secrets."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = "".join(ch if ch.isprintable() else " " for ch in redact(text)).strip()
+    text = one_line(redact(text)).strip()
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
 
 

@@ -24,7 +24,7 @@ from ..errors import (
     RegistrationError,
     TokenRefreshError,
     UnknownResponse,
-    fresh_copy,
+    named,
 )
 from ..protocol.closing import FAILURES, Failure, First, Retried, classify_failed_open, classify_status
 from ..protocol.mercury import EndCause, Ended, Timing
@@ -233,7 +233,7 @@ class Connector:
         if isinstance(exc, TokenRefreshError):
             # Its status is the token service's: a 401 is no reason to refresh, and none is no reason to end.
             failure = Failure.REFUSED if exc.final else Failure.SOURCE
-            return _Failed(failure, self._named(exc), retry_after)
+            return _Failed(failure, named(exc, self._attempt.session_id, self._attempt.number), retry_after)
         if isinstance(exc, RegistrationError):
             failure = classify_status(exc.status) if isinstance(exc.status, int) else Failure.REFUSED
             if failure in (Failure.MISPLACED, Failure.STALE):  # these rows are the upgrade's
@@ -243,14 +243,6 @@ class Connector:
             return _Failed(_BY_ERROR.get(type(exc), Failure.SOURCE), exc, retry_after)
         what = f"the URL or token source raised {type(exc).__name__}"
         return _Failed(Failure.SOURCE, self._error(ConnectError, what, exc), retry_after)
-
-    def _named(self, error: TokenRefreshError) -> TokenRefreshError:
-        """Return the error with this session's name: a token provider knows of none."""
-        if not error.session_id:
-            error = fresh_copy(error)
-            error.session_id, error.attempts = self._attempt.session_id, self._attempt.number
-            error.args = (error.session_id, *error.args[1:])
-        return error
 
     def _from_open(self, exc: AttemptFailed) -> _Failed:
         attempt = self._attempt
@@ -355,7 +347,7 @@ class Connector:
         except BaseException as exc:  # noqa: BLE001  # it is logged
             self._machine.complain("refreshing the token failed", WARNING)
             if isinstance(exc, TokenRefreshError) and exc.final:
-                return self._named(exc)
+                return named(exc, attempt.session_id, attempt.number)
             asked = _seconds(getattr(exc, "retry_after", None)) or 0.0
             self._asked_to_wait = max(self._asked_to_wait, min(asked, self._config.backoff_max * 10))
             return None

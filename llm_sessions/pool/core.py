@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .._logging import Repeats, SessionLogger, get_logger
+from .._logging import Repeats, SessionLogger, get_logger, one_line
 from .._sync import SESSION, make_lock
 from ..connection.transport import Link, Traffic
 from ..errors import ConnectCancelled, PoolClosed, SessionError
@@ -251,9 +251,11 @@ class SessionCore:
     def stats(self) -> SessionStats:
         """Return the session's numbers, all of one moment but for what other threads count meanwhile."""
         with self._lock:
-            tally, delivery = self._count, self._delivery
+            delivery = self._delivery
             traffic = sum((link.traffic for link in self._links), self._past)
-            attempt = self._attempt
+            counted = dataclasses.asdict(self._count) | dataclasses.asdict(traffic)
+            if self._attempt is not None:
+                counted["attempts"] += self._attempt.number
             return SessionStats(
                 session_id=self.session_id,
                 state=self._state,
@@ -262,18 +264,8 @@ class SessionCore:
                 queue_depth=delivery.waiting,
                 paused=delivery.held,
                 abandoned_attempts=self.env.abandoned(self.session_id),
-                attempts=tally.attempts + (attempt.number if attempt is not None else 0),
-                reconnects=tally.reconnects,
-                switchovers=tally.switchovers,
-                messages_in=tally.messages_in,
-                messages_out=tally.messages_out,
-                bytes_in=traffic.bytes_in,
-                bytes_out=traffic.bytes_out,
-                acks=traffic.acks,
                 dropped=delivery.dropped,
-                unusable=tally.unusable,
-                repeated=tally.repeated,
-                sequence_gaps=tally.sequence_gaps,
+                **counted,
             )
 
     def observe(self, notify: Callable[[], None]) -> Callable[[], None]:
@@ -298,7 +290,7 @@ def said(error: Exception) -> object:
 
 def as_text(code: int, reason: str) -> str:
     """Return a close code and reason as logs show them: in one line, whatever the server put into it."""
-    return f"{code} {''.join(ch if ch.isprintable() else ' ' for ch in reason)}".rstrip()
+    return f"{code} {one_line(reason)}".rstrip()
 
 
 def _act(effects: Iterable[Callable[[], object]]) -> None:

@@ -266,6 +266,4 @@ class Delivery:
     def _settle(self, inbox: Inbox) -> None:
         with self._lock:
             inbox.arrived.notify_all()
-            links = self._resumable()
-        for link in links:
-            link.resume()
+        self.has_room()

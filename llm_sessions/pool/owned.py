@@ -194,20 +194,15 @@ class OwnedSessions:
 
     def listen(self, event: str, callback: Callback, session_id: SessionId, *, once: bool) -> None:
         """Register a callback of the owner's; see `ConnectionPool.on`, which raises the same."""
-        name, whose = self._pool._whose(event, session_id)
-        self.check_open()
-        table = self._pool._env.all_listeners if whose is None else self._pool._get(whose)[1].listeners
+        name, table = self._pool._listeners(event, session_id, make=True)
+        assert table is not None
         table.add(name, callback, once=once, owner=self)
 
     def unlisten(self, event: str, callback: Callback | None, session_id: SessionId) -> None:
         """Take a callback of the owner's back, or with None all of an event; others' stay."""
-        name, whose = self._pool._whose(event, session_id)
-        self.check_open()
-        found = self._pool._find(whose) if whose is not None else None
-        if whose is None:
-            self._pool._env.all_listeners.remove(name, callback, self)
-        elif found is not None:
-            found[1].listeners.remove(name, callback, self)
+        name, table = self._pool._listeners(event, session_id, make=False)
+        if table is not None:
+            table.remove(name, callback, self)
 
     def unlisten_all(self) -> None:
         """Take all callbacks of the owner's back, also from a pool that is closed."""

@@ -21,7 +21,7 @@ from ..session_ids import DEFAULT_SESSION_ID, check_session_id
 from . import goodbye
 from .config import PoolConfig
 from .environment import Environment
-from .listeners import Callback
+from .listeners import Callback, ListenerTable
 from .machine import SessionMachine
 from .session import DEFAULT_TIMEOUT, Session, Timeout, check_timeout
 from .sources import Endpoint, TokenProvider, TokenSource, as_endpoint, as_provider, check_host
@@ -408,9 +408,8 @@ class ConnectionPool:
     def _register(
         self, event: str, callback: F | None, session_id: SessionId, once: bool
     ) -> F | Callable[[F], F]:
-        name, whose = self._whose(event, session_id)
-        self._env.check_open()
-        table = self._env.all_listeners if whose is None else self._get(whose)[1].listeners
+        name, table = self._listeners(event, session_id, make=True)
+        assert table is not None
 
         def register(function: F) -> F:
             table.add(name, function, once=once)
@@ -420,25 +419,26 @@ class ConnectionPool:
 
     def off(self, event: str, callback: Callback | None = None, *, session_id: SessionId = _DEFAULT) -> None:
         """Take a callback back, or with None all of this event. Unknown ones are ignored."""
-        name, whose = self._whose(event, session_id)
-        self._env.check_open()
-        if whose is None:
-            self._env.all_listeners.remove(name, callback)
-        else:
-            found = self._find(whose)
-            if found is not None:
-                found[1].listeners.remove(name, callback)
+        name, table = self._listeners(event, session_id, make=False)
+        if table is not None:
+            table.remove(name, callback)
 
-    def _whose(self, event: str, session_id: SessionId) -> tuple[str, str | None]:
-        """Return an event's plain name and its session, None for all."""
+    def _listeners(
+        self, event: str, session_id: SessionId, *, make: bool
+    ) -> tuple[str, ListenerTable | None]:
+        """Return an event's plain name and where its listeners are.
+
+        That is None if the session is unknown and not to be made.
+        """
         name, suffix = parse_event_name(event)
-        if suffix is not None:
-            if session_id is not _DEFAULT and session_id != suffix:
-                raise ConfigurationError(
-                    "session_id", f"{event!r} names session {suffix!r}, not {session_id!r}"
-                )
-            return name, suffix
-        return name, None if session_id is ALL_SESSIONS else self._name(session_id)
+        if suffix is not None and session_id is not _DEFAULT and session_id != suffix:
+            raise ConfigurationError("session_id", f"{event!r} names session {suffix!r}, not {session_id!r}")
+        whose = session_id if suffix is None else suffix
+        if whose is ALL_SESSIONS:
+            self._env.check_open()
+            return name, self._env.all_listeners
+        found = self._get(whose) if make else self._find(whose)
+        return name, found[1].listeners if found is not None else None
 
     def __repr__(self) -> str:
         if self._env.forked:

@@ -125,20 +125,15 @@ def pool_stats(
     )
 
 
+@dataclasses.dataclass(slots=True)
 class Tally:
-    """What one session counts itself; its lock guards it."""
+    """What one session counts itself, as `Counts` says; its lock guards it."""
 
-    __slots__ = (
-        "attempts",
-        "messages_in",
-        "messages_out",
-        "reconnects",
-        "repeated",
-        "sequence_gaps",
-        "switchovers",
-        "unusable",
-    )
-
-    def __init__(self) -> None:
-        self.attempts = self.messages_in = self.messages_out = self.reconnects = self.switchovers = 0
-        self.repeated = self.sequence_gaps = self.unusable = 0
+    attempts: int = 0
+    reconnects: int = 0
+    switchovers: int = 0
+    messages_in: int = 0
+    messages_out: int = 0
+    unusable: int = 0
+    repeated: int = 0
+    sequence_gaps: int = 0

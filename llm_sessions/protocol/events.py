@@ -29,7 +29,6 @@ __all__ = [
     "SwitchoverStarted",
     "names_of",
     "parse_event_name",
-    "qualified_name",
 ]
 
 
@@ -176,11 +175,6 @@ def parse_event_name(name: object) -> tuple[str, str | None]:
     if len(parts) == keep:
         return plain, None
     return plain, check_session_id(parts[keep], "event")
-
-
-def qualified_name(name: str, session_id: str, default_session_id: str) -> str:
-    """Return an event's name as a pool's listeners know it: with the session's suffix, once, or without."""
-    return name if session_id == default_session_id else f"{name}:{session_id}"
 
 
 def names_of(event_type: object) -> tuple[str, ...]:

@@ -206,10 +206,10 @@ class MercuryProtocol:
             try:
                 message = _json.loads(item)
             except _json.BadJSON as exc:
-                self._drop(f"not usable as JSON: {exc}", events)
+                events.append(Dropped(f"not usable as JSON: {exc}"))
                 continue
             if type(message) is not dict:
-                self._drop(f"not a JSON object but {type(message).__name__}", events)
+                events.append(Dropped(f"not a JSON object but {type(message).__name__}"))
                 continue
             number = message.get("sequenceNumber")
             if number is not None:
@@ -250,9 +250,6 @@ class MercuryProtocol:
             self._controls = []
         return frames
 
-    def _drop(self, problem: str, events: list[Event]) -> None:
-        events.append(Dropped(problem))
-
     def _track(self, value: object, events: list[Event]) -> None:
         number = value if type(value) is int else sequence_number(value)
         if number is None:
@@ -281,9 +278,9 @@ class MercuryProtocol:
         elif isinstance(item, Ping):
             self._controls.append(self._encoder.pong(item.payload))
         elif isinstance(item, TooLarge):
-            self._drop(f"a message of {item.size} bytes is over the limit", events)
+            events.append(Dropped(f"a message of {item.size} bytes is over the limit"))
         elif isinstance(item, BinaryMessage):
-            self._drop(f"a binary message of {item.size} bytes", events)
+            events.append(Dropped(f"a binary message of {item.size} bytes"))
 
     # -- ready and keepalive ------------------------------------------------------------------------
 

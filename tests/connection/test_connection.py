@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,10 +30,12 @@ from tests.peers import (
     Owner,
     Peer,
     close_frame,
+    dripping_head,
     frame,
     full_backlog,
+    mute_http,
+    mute_tls,
     nobody,
-    read_exactly,
     read_frame,
     read_request,
     read_to_end,
@@ -56,18 +58,6 @@ class Clock:
 
     def __call__(self) -> float:
         return time.monotonic() + self.added
-
-
-@pytest.fixture
-def links(client_context: ssl.SSLContext) -> Iterator[Links]:
-    links = Links(client_context)
-    yield links
-    links.close()
-
-
-@pytest.fixture
-def owner() -> Owner:
-    return Owner()
 
 
 @pytest.fixture
@@ -105,26 +95,6 @@ def stays_silent(peer: Peer, sock: Any) -> None:
 
 
 # T0, T1: ending an attempt, wherever it is
-
-
-def mute_tls(peer: Peer, sock: Any) -> None:
-    assert read_exactly(sock, 5)[0] == 22
-    peer.arrived.release()
-    peer.hold()
-
-
-def mute_http(peer: Peer, sock: Any) -> None:
-    read_request(sock)
-    peer.arrived.release()
-    peer.hold()
-
-
-def dripping_head(peer: Peer, sock: Any) -> None:
-    read_request(sock)
-    sock.sendall(b"HTTP/1.1 101 Switching\r\nX: ")
-    peer.arrived.release()
-    while not peer.over.wait(0.01):
-        sock.sendall(b"x")
 
 
 PHASES = [

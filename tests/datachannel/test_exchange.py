@@ -6,7 +6,6 @@ import gc
 import pickle
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +34,6 @@ SECRET = "s3cret-in-the-form"
 FORM = {"grant_type": "refresh_token", "client_secret": SECRET}
 QUICK = 0.3
 """Seconds of a deadline that runs out."""
-
-
-@pytest.fixture
-def service() -> Iterator[TokenService]:
-    with TokenService() as service:
-        yield service
-
-
-@pytest.fixture(params=["own session", "given session"])
-def http(request: pytest.FixtureRequest) -> Iterator[requests.Session | None]:
-    if request.param == "own session":
-        yield None
-    else:
-        with requests.Session() as session:
-            yield session
 
 
 def ask(url: str, http: requests.Session | None = None, timeout: float = LONG) -> Answer:

@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from llm_sessions import (
 )
 from llm_sessions.datachannel import rest as rest_module
 from llm_sessions.datachannel.rest import Reply, RestClient
-from llm_sessions.pool.attempt import Attempt
 from llm_sessions.pool.sources import AttemptInfo, StaticToken
 from llm_sessions.testing.server import LocalServer
 from tests.datachannel.service import TokenService, drip, everything_in, http_answer
@@ -69,22 +68,6 @@ class Tokens:
 @pytest.fixture
 def tokens() -> Tokens:
     return Tokens()
-
-
-@pytest.fixture
-def service() -> Iterator[TokenService]:
-    """Answers what a test says; here it is not asked for tokens."""
-    with TokenService() as service:
-        yield service
-
-
-@pytest.fixture(params=["own session", "given session"])
-def http(request: pytest.FixtureRequest) -> Iterator[requests.Session | None]:
-    if request.param == "own session":
-        yield None
-    else:
-        with requests.Session() as session:
-            yield session
 
 
 def client(provider: Any = None, **options: Any) -> RestClient:
@@ -758,19 +741,6 @@ class Registering(Endpoint):
             "POST", self.url, session_id=attempt.session_id, json={"deviceUrl": "https://device.example/1"}
         )
         return Target(self.rest.link(answer, "webSocketUrl", attempt.session_id))
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between attempts, written down instead of waited."""
-    waits: list[float] = []
-
-    def wait(attempt: Attempt, seconds: float) -> bool:
-        waits.append(seconds)
-        return attempt.cancelled
-
-    monkeypatch.setattr(Attempt, "wait_cancelled", wait)
-    return waits
 
 
 MakePool = Callable[..., ConnectionPool]

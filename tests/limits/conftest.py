@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from llm_sessions import ConnectionPool
 from llm_sessions.pool.environment import Environment
+from tests.connection.conftest import links as links
+from tests.connection.conftest import owner as owner
 from tests.limits.support import WatchedClock
-from tests.peers import Links, Owner
 from tests.pool.conftest import make as make
 
 
@@ -30,15 +30,3 @@ def clocked(make_pool: Callable[..., ConnectionPool], clock: WatchedClock) -> Ca
         return pool
 
     return make_one
-
-
-@pytest.fixture
-def links(client_context: ssl.SSLContext) -> Iterator[Links]:
-    links = Links(client_context)
-    yield links
-    links.close()
-
-
-@pytest.fixture
-def owner() -> Owner:
-    return Owner()

@@ -20,7 +20,7 @@ from llm_sessions.connection.transport import AttemptFailed
 from llm_sessions.protocol.mercury import EndCause, Ended, Timing
 from llm_sessions.testing.server import LocalServer
 from tests.limits.support import WatchedClock, just_before, link_of
-from tests.peers import Links, Owner, Peer, frame, full_backlog, nobody, read_exactly, read_request
+from tests.peers import Links, Owner, Peer, dripping_head, frame, full_backlog, mute_http, mute_tls, nobody
 from tests.pool.support import COMPLETE, TRANSIENT, machine_of
 from tests.support import LONG, Background, FakeTransport, Recorder, eventually
 
@@ -85,26 +85,6 @@ def test_limit_pong_timeout_a_pong_just_before_it_is_in_time(
 
 
 # -- opening ------------------------------------------------------------------------------------------------
-
-
-def mute_tls(peer: Peer, sock: Any) -> None:
-    assert read_exactly(sock, 5)[0] == 22
-    peer.arrived.release()
-    peer.hold()
-
-
-def mute_http(peer: Peer, sock: Any) -> None:
-    read_request(sock)
-    peer.arrived.release()
-    peer.hold()
-
-
-def dripping_head(peer: Peer, sock: Any) -> None:
-    read_request(sock)
-    sock.sendall(b"HTTP/1.1 101 Switching\r\nX: ")
-    peer.arrived.release()
-    while not peer.over.wait(0.005):
-        sock.sendall(b"x")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 
 from llm_sessions import ConnectionPool, ConnectTimeout, Endpoint, SessionState, Target
 from llm_sessions._sync import Deadline
-from llm_sessions.pool.attempt import Attempt
 from llm_sessions.pool.retry import parse_retry_after
 from llm_sessions.protocol.mercury import EndCause
 from tests.limits.support import WatchedClock, just_before
@@ -59,14 +58,8 @@ def test_limit_backoff_max_times_ten_caps_retry_after(value: str, seconds: float
     ids=["below", "at", "beyond", "far beyond"],
 )
 def test_limit_backoff_max_times_ten_caps_a_sources_retry_after(
-    make: Make, monkeypatch: pytest.MonkeyPatch, asked: float, wait: float
+    make: Make, waits: list[float], asked: float, wait: float
 ) -> None:
-    waits: list[float] = []
-
-    def wait_cancelled(self: Attempt, seconds: float) -> bool:
-        waits.append(seconds)
-        return self.cancelled
-
     class Later(Exception):
         retry_after = asked
 
@@ -76,7 +69,6 @@ def test_limit_backoff_max_times_ten_caps_a_sources_retry_after(
                 raise Later
             return Target(URL)
 
-    monkeypatch.setattr(Attempt, "wait_cancelled", wait_cancelled)
     pool, _ = make(backoff_initial=1, backoff_max=32)
     assert pool.connect(Place()).online
     assert waits == [wait]

@@ -1,4 +1,4 @@
-"""What the tests of the pool share: pools over fakes, closed in the end, and waits that are not waited."""
+"""What the tests of the pool share: pools over fakes, closed in the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from llm_sessions import ConnectionPool
-from llm_sessions.pool.attempt import Attempt
 from llm_sessions.protocol.mercury import EndCause
 from tests.support import FakeLink, FakeTransport, fake_pool
 
@@ -33,19 +32,6 @@ def make() -> Iterator[Make]:
             if link.closes:
                 link.end(1000, "Done", EndCause.LOCAL)
         pool.close()
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between attempts, written down instead of waited."""
-    seen: list[float] = []
-
-    def wait_cancelled(self: Attempt, seconds: float) -> bool:
-        seen.append(seconds)
-        return self.cancelled
-
-    monkeypatch.setattr(Attempt, "wait_cancelled", wait_cancelled)
-    return seen
 
 
 @pytest.fixture

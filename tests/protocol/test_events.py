@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm_sessions.errors import ConfigurationError
 from llm_sessions.protocol import events
-from llm_sessions.protocol.events import STATE_EVENTS, names_of, parse_event_name, qualified_name
+from llm_sessions.protocol.events import STATE_EVENTS, names_of, parse_event_name
 
 # PROTOCOL 2.4 but for the three kinds of name of envelopes.
 NAMES = [
@@ -93,12 +93,6 @@ def test_a_refusal_lists_what_is_allowed() -> None:
     assert all(name in str(caught.value) for name in NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES + ENVELOPES)
-def test_i34_the_default_session_has_no_suffix_and_others_have_one(name: str) -> None:
-    assert qualified_name(name, "main", "main") == name
-    assert qualified_name(name, "captions", "main") == f"{name}:captions"
-
-
 @pytest.mark.parametrize(
     ("event_type", "names"),
     [
@@ -125,7 +119,7 @@ def test_every_name_of_an_ordinary_envelope_can_be_listened_to(event_type: str, 
     for name in names_of(event_type):
         assert parse_event_name(name) == (name, None)
         if name != "event":
-            assert parse_event_name(qualified_name(name, session, "main")) == (name, session)
+            assert parse_event_name(f"{name}:{session}") == (name, session)
 
 
 def test_payloads_are_frozen_and_name_their_session() -> None:
