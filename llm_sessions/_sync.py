@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 __all__ = [
@@ -183,10 +184,16 @@ class ThreadGroup:
         self._lock = make_lock("threads", LEAF)
         # A thread does not take itself out: until it has really ended, `join` must know of it.
         self._threads: list[threading.Thread] = []
+        self._calling_back: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._swept_at = _FEW_THREADS
 
-    def spawn(self, target: Callable[[], None], name: str) -> threading.Thread:
+    def spawn(self, target: Callable[[], None], name: str, *, calls_back: bool = False) -> threading.Thread:
         """Start a thread.
+
+        Args:
+            target: What it runs.
+            name: Its name.
+            calls_back: Whether it runs callbacks of the user's; see `join`.
 
         Raises:
             RuntimeError: If the system cannot start another one.
@@ -197,6 +204,8 @@ class ThreadGroup:
                 self._threads = [one for one in self._threads if one.ident is None or one.is_alive()]
                 self._swept_at = max(_FEW_THREADS, 2 * len(self._threads))
             self._threads.append(thread)
+            if calls_back:
+                self._calling_back.add(thread)
         try:
             thread.start()
         except RuntimeError:  # not when interrupted: it may run all the same
@@ -210,12 +219,16 @@ class ThreadGroup:
         with self._lock:
             return [thread for thread in self._threads if thread.is_alive()]
 
-    def join(self, deadline: Deadline, skip: Iterable[threading.Thread] = ()) -> list[threading.Thread]:
-        """Wait for all threads but the calling one and `skip`; return those still alive at the deadline.
+    def join(self, deadline: Deadline) -> list[threading.Thread]:
+        """Wait for all threads but the calling one; return those still alive at the deadline.
 
-        What a thread spawns while it is waited for is waited for too.
+        One of the group's own does not wait for those that run callbacks: two callbacks that join would wait
+        for each other. What a thread spawns while it is waited for is waited for too.
         """
-        left_out = {threading.current_thread(), *skip}
+        left_out = {threading.current_thread()}
+        if threading.current_thread() in self.alive():
+            with self._lock:
+                left_out |= set(self._calling_back)
         seen = set(left_out)
         # One that another thread is about to start is not alive yet: it cannot be joined.
         while found := [thread for thread in self.alive() if thread not in seen]:

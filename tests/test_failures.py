@@ -1030,10 +1030,10 @@ def no_thread_is_left() -> Stage:
     stage = Stage()
     spawn = stage.pool._env.threads.spawn
 
-    def failing(target: Callable[[], None], name: str) -> threading.Thread:
+    def failing(target: Callable[[], None], name: str, **options: bool) -> threading.Thread:
         if "dispatcher" in name:
             raise RuntimeError("can't start new thread")
-        return spawn(target, name)
+        return spawn(target, name, **options)
 
     stage.pool._env.threads.spawn = failing  # type: ignore[method-assign]
     stage.session.on("online", print)

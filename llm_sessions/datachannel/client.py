@@ -172,7 +172,7 @@ class DataChannelClient(ClientEvents, ClientTokens):
                 return self._sessions.connect(session_id, wanted, self._provider, deadline)
             except AlreadyConnected:
                 if self._sessions.is_taken(session_id):
-                    self._tokens.put_back(session_id, locus_url, before)
+                    self._tokens.put_back(session_id, locus_url, token, before)
                     raise
 
     def disconnect(
@@ -381,14 +381,11 @@ class DataChannelClient(ClientEvents, ClientTokens):
     def begin_register_and_connect(self, locus_url: str, datachannel_url: str, session_id: str) -> bool:
         """Start what `register_and_connect` starts without waiting and without superseding. Internal.
 
-        The session's token is one of the meeting `locus_url`; if it is known to be another's, it is dropped.
-
         Returns:
             False if a disconnect is under way; `OwnedSessions.observe` says when to try again.
         """
         registration = self._registration(locus_url, datachannel_url, session_id)
         self._check_open()
-        self._tokens.enter(session_id, locus_url, None)
         return self._pool.begin_connect(registration, session_id, token=self._provider)
 
     def _check_open(self) -> None:

@@ -57,9 +57,15 @@ class Holding:
             if self._holder is holder:
                 self._holder, self._last = None, last
 
-    def close(self, deadline: Deadline) -> None:
-        """Let nobody in any more, and have the one who is there leave."""
+    def forget(self, holder: Holder) -> None:
+        """Nobody has to wait for this one any more."""
         with self._lock:
-            self._closed, holder = True, self._holder
+            if self._last is holder:
+                self._last = None
+
+    def close(self, deadline: Deadline) -> None:
+        """Let nobody in any more, and have the one who is there leave, or end to."""
+        with self._lock:
+            self._closed, holder = True, self._holder or self._last
         if holder is not None:
             holder.give_up(deadline)

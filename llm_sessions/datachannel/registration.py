@@ -168,9 +168,10 @@ class Registration(Endpoint):
     def _auth(self, attempt: AttemptInfo) -> DataChannelAuth | None:
         """Return what authorizes the POST; None if the session has no token and nothing to get one from."""
         registrar, session_id = self.registrar, self.session_id
-        if not registrar.tokens.is_of(session_id, self.locus_url):
-            return None  # another registration of the session is about to take this one's place
-        token, epoch = registrar.tokens.read(session_id)
+        found = registrar.tokens.read(session_id, self.locus_url)
+        if found is None:  # the meeting was left, or another registration is about to take this one's place
+            raise ConnectCancelled(session_id, "its meeting was left meanwhile")
+        token, epoch = found
         fetched = False
         if token is None and registrar.tokens.has_handler(session_id):
             try:

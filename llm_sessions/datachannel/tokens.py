@@ -118,9 +118,16 @@ class TokenStore:
         with self._lock:
             return self._tokens.get(session_id)
 
-    def read(self, session_id: str) -> tuple[str | None, int]:
-        """Return a session's token, or None, and the epoch that it belongs to."""
+    def read(self, session_id: str, meeting: str | None = None) -> tuple[str | None, int] | None:
+        """Return a session's token, or None, and the epoch that it belongs to.
+
+        Args:
+            session_id: Whose.
+            meeting: Which meeting's it has to be; None for any. If it is another one's, None is returned.
+        """
         with self._lock:
+            if meeting is not None and self._meetings.get(session_id, meeting) != meeting:
+                return None
             return self._tokens.get(session_id), self._epoch(session_id)
 
     def set(self, session_id: str, token: str) -> None:
@@ -152,28 +159,28 @@ class TokenStore:
         with self._lock:
             self._check_open()
             before = self._tokens.get(session_id), self._meetings.get(session_id)
-            if before[1] not in (None, meeting):
+            if before[1] not in (None, _NOBODYS, meeting):
                 self._clear(session_id)
             self._meetings[session_id] = meeting
             if token is not None:
                 self._tokens[session_id] = token
         return before
 
-    def put_back(self, session_id: str, meeting: str, before: tuple[str | None, str | None]) -> None:
-        """Undo an `enter`, unless another one came after it."""
+    def put_back(
+        self, session_id: str, meeting: str, token: str | None, before: tuple[str | None, str | None]
+    ) -> None:
+        """Undo an `enter` of a meeting and a token, unless there is another one by now."""
+        kept = before[0] if before[1] in (None, meeting) else None
         with self._lock:
             if self._closed or self._meetings.get(session_id) != meeting:
+                return
+            if self._tokens.get(session_id) != (token if token is not None else kept):
                 return
             for table, value in ((self._tokens, before[0]), (self._meetings, before[1])):
                 if value is None:
                     table.pop(session_id, None)
                 else:
                     table[session_id] = value
-
-    def is_of(self, session_id: str, meeting: str) -> bool:
-        """Say whether the session's token may be one of that meeting."""
-        with self._lock:
-            return self._meetings.get(session_id, meeting) == meeting
 
     def check_epoch(self, session_id: str, epoch: int) -> None:
         """Refuse to go on with a token that was cleared since it was read.
@@ -190,6 +197,12 @@ class TokenStore:
         """Forget a session's token, and what a refresh under way will return."""
         with self._lock:
             self._clear(session_id)
+
+    def leave(self, session_id: str) -> None:
+        """The same, and no registration of the session gets a token before the next `enter`."""
+        with self._lock:
+            self._clear(session_id)
+            self._meetings[session_id] = _NOBODYS
 
     def close(self) -> None:
         """Forget all tokens for good, and what refreshes under way will return."""
@@ -345,6 +358,7 @@ class TokenStore:
             refresh.over.set()
 
 
+_NOBODYS: Final = ""  # in place of a meeting: the last one was left
 _NO_HANDLER: Final = "the data channel token expired or was refused, and there is no refresh handler"
 
 

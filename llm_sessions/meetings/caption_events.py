@@ -58,12 +58,14 @@ class CaptionLanguageAnswer(_Event):
         status_code: 200 if so; None if the answer had none.
         error_code: What went wrong otherwise, as a number or a text.
         message: The same for people, or None.
+        service_id: Which service answered; None if it did not say.
     """
 
     ok: bool
     status_code: int | None = None
     error_code: int | str | None = None
     message: str | None = None
+    service_id: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

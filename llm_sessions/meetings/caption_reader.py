@@ -103,7 +103,10 @@ def _read_language_answer(envelope: Envelope) -> _Found:
     if status is None and error is None:
         raise _Malformed("voiceaPayload has neither a statusCode nor an errorCode")
     message = _optional_text(payload, "message", "voiceaPayload")
-    yield CaptionLanguageAnswer(envelope.session_id, payload, status == 200, status, error, message)
+    service_id = _optional_text(envelope.headers, "from", "headers")
+    yield CaptionLanguageAnswer(
+        envelope.session_id, payload, status == 200, status, error, message, service_id
+    )
 
 
 def _read_transcription(envelope: Envelope) -> _Found:

@@ -2,19 +2,17 @@
 
 ::
 
-    wanted     subscription, announcement, caption language     changed by calls, and by what the service says
-    a socket   what was sent on it of these                     forgotten with the socket
-    `sync`     sends on a session's active socket what it lacks after each change of these or of a session
+    wanted     subscription, announcement, caption language      changed by calls, and by the service
+    a socket   what was sent on it of these                      forgotten with the socket
+    `sync`     sends on a session's active socket what it lacks  after each change of these or of a session
 
 - **Owner:** the join of a `Meeting`. There is a new one for each join, and for each visit to the lobby: so a
   reset is nothing that could be forgotten. What is wanted survives sockets, channels and their addresses.
 - **Lock:** one of rank 40, under which only the queues of iterators are put into.
-- **Thread:** none. What is due goes out on the thread that changed something: a caller's, or the dispatcher
-  of a session that came online. One thread at a time sends for a session; another one that has something for
-  it leaves that to the first. So what was sent last is what was wanted last.
+- **Thread:** none; see `caption_sending` for whose threads send.
 - **Once a socket:** the message is made for the socket that it goes out on, and that is noted down in the
-  same step. A message that is lost with its socket is due on the next one.
-- **Quiet:** a channel that is lost while something is sent is no error here; it comes back.
+  same step. A message that is lost with its socket is due on the next one; one whose send was interrupted
+  may not have gone out, and is due again.
 - **What ends each wait:** for languages or an answer, that it comes, the end of the join, or the timeout.
 """
 
@@ -23,14 +21,14 @@ from __future__ import annotations
 import dataclasses
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from .._logging import get_logger
 from .._sync import LEAF, Deadline, Latch, make_lock
 from ..datachannel.channels import publish_request, subscription_request
-from ..errors import ConnectionLost, NotOnline, PoolClosed, WaitTimeout, fresh_copy
+from ..errors import NotOnline, PoolClosed, WaitTimeout, fresh_copy
 from ..session_ids import LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION
 from .caption_events import CaptionEvent, CaptionLanguageAnswer, CaptionLanguages, Transcript
 from .caption_protocol import (
@@ -45,7 +43,8 @@ from .caption_protocol import (
     next_announce,
     next_captions,
 )
-from .transcripts import Transcripts
+from .caption_sending import CaptionSending, Steps
+from .transcripts import Aside, Transcripts
 from .worker import SESSIONS
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class _Socket:
     """What has been sent on a socket."""
 
     target: RegisteredTarget
-    subscribed: bool = False
+    subscribed: bool | None = False  # None: nobody knows
     announced: bool = False
     asked: _Ask | None = None
 
@@ -87,22 +86,24 @@ class Captioning:
 
     Args:
         client: Whose sessions.
+        locus_url: The meeting's.
     """
 
-    def __init__(self, client: DataChannelClient) -> None:
-        self._client = client
+    def __init__(self, client: DataChannelClient, locus_url: str) -> None:
+        self._client, self._locus_url = client, locus_url
         # Guards all below. Rank 40.
         self._lock = make_lock("captions", LEAF)
         self._announce, self._captions = AnnounceState.IDLE, CaptionState.IDLE
         self._subscribe = self._announcing = False  # what is wanted
         self._granted = False  # captions were turned on
-        self._requests = 0  # to turn them on or off; the newest counts
+        self._requests = 0  # to turn them on or off
+        self._off_at = 0  # the newest of these that turned them off
         self._languages: CaptionLanguages | None = None
         self._chosen: str | None = None
+        self._is_stale = False  # whether the service has changed since it granted that
         self._ask: _Ask | None = None
         self._sockets: dict[str, _Socket] = {}
-        self._sending: dict[str, object] = {}  # who sends for a session
-        self._again: set[str] = set()  # sessions for which that one has to look again
+        self._sending = CaptionSending(client, self._lock, self._due)
         self._readers: list[weakref.ref[Transcripts]] = []
         self._news = Latch()  # the next change that somebody may wait for
         self._over: Exception | None = None
@@ -160,33 +161,49 @@ class Captioning:
 
     # -- captions -----------------------------------------------------------------------------------------
 
-    def turn_on(self, put: Callable[[], None]) -> None:
-        """See `Captions.turn_on`; `put` asks the service for it."""
+    def put(self, body: Mapping[str, Any]) -> None:
+        """Change the meeting's controls: of this meeting, whatever is joined by now."""
         with self._lock:
             self._check()
-            self._requests += 1
-            number = self._requests
-            self._captions = next_captions(self._captions, CaptionTrigger.TURN_ON)
+        self._client._rest.call("PUT", f"{self._locus_url.rstrip('/')}/controls/", json=body, empty_ok=True)
+
+    def turn_on(self, body: Mapping[str, Any]) -> None:
+        """See `Captions.turn_on`; the body asks the service for it."""
+        number, granted = 0, False
         try:
-            put()
-        except BaseException:
             with self._lock:
-                if number == self._requests:
-                    trigger = CaptionTrigger.DONE if self._granted else CaptionTrigger.FAILED
-                    self._captions = next_captions(self._captions, trigger)
-            raise
+                self._check()
+                self._captions = next_captions(self._captions, CaptionTrigger.TURN_ON)
+                self._requests += 1
+                number = self._requests
+            self.put(body)
+            granted = True
+        finally:
+            with self._lock:
+                self._requested(number, granted)
         with self._lock:
             self._check()
-            if number == self._requests:
-                self._captions = next_captions(self._captions, CaptionTrigger.DONE)
-                self._granted = self._subscribe = self._announcing = True
         self.sync()
+
+    def _requested(self, number: int, granted: bool) -> None:
+        """Take how a request to turn captions on ended; the lock is held."""
+        if self._over is not None or number <= self._off_at:
+            return  # turned off meanwhile
+        if granted:
+            self._granted = self._subscribe = self._announcing = True
+        if number == self._requests and self._captions is CaptionState.SENDING:
+            trigger = CaptionTrigger.DONE if self._granted else CaptionTrigger.FAILED
+            self._captions = next_captions(self._captions, trigger)
+        elif granted and self._captions is CaptionState.IDLE:  # a newer one was refused
+            self._captions = next_captions(self._captions, CaptionTrigger.TURN_ON)
+            self._captions = next_captions(self._captions, CaptionTrigger.DONE)
 
     def turn_off(self) -> None:
         """See `Captions.turn_off`."""
         with self._lock:
             self._check()
             self._requests += 1
+            self._off_at = self._requests
             self._captions = next_captions(self._captions, CaptionTrigger.TURN_OFF)
             self._granted = self._subscribe = False
         self.sync()
@@ -198,9 +215,9 @@ class Captioning:
             self._subscribe = True
         self.sync()
 
-    def transcripts(self, maxsize: int, timeout: float | None) -> Transcripts:
+    def transcripts(self, maxsize: int, timeout: float | None, aside: Aside) -> Transcripts:
         """See `Captions.transcripts`."""
-        reader = Transcripts(maxsize, timeout, partial(self._refuse_own_thread, "transcripts()"))
+        reader = Transcripts(maxsize, timeout, self._check_fetching, aside)
         with self._lock:
             self._check()
             self._readers = [weakref.ref(one) for one in (*self._living(), reader)]
@@ -226,7 +243,10 @@ class Captioning:
             with self._lock:
                 if self._ask is mine:
                     self._ask = None
+                renewed = self._renew()
             mine.over.set()
+            if renewed:
+                self.sync()
 
     def _enqueue(self, mine: _Ask, deadline: Deadline) -> None:
         """Make a request the one under way, once that before it is over. Answers do not say to which."""
@@ -257,87 +277,72 @@ class Captioning:
                     return  # nobody here has asked
                 before, self._languages = self._languages, event
                 moved = before is not None and before.service_id != event.service_id
-                if moved and self._chosen is not None and self._ask is None:
-                    self._ask = _Ask(self._chosen, waited_for=False)  # the new service does not know of it
+                if moved:  # the new service knows of nothing
+                    self._is_stale = self._chosen is not None
+                    for socket in self._sockets.values():
+                        socket.asked = None
+                    self._renew()
                 self._tell()
             elif isinstance(event, CaptionLanguageAnswer):
                 self._answered(event)
         if full:
             logger.warning("too many captions wait to be fetched: the oldest are dropped")
-        if isinstance(event, CaptionLanguages):
+        if isinstance(event, (CaptionLanguages, CaptionLanguageAnswer)):
             self.sync()
 
     def _answered(self, answer: CaptionLanguageAnswer) -> None:
-        ask = self._ask
+        ask, told = self._ask, self._languages
         if ask is None or answer.raw.get("id", ask.id) != ask.id:
             return  # nobody's any more
+        if told is not None and answer.service_id not in (None, told.service_id):
+            return  # of the service before, to a request that the new one gets, too
         self._ask, ask.answer = None, answer
         if answer.ok:
-            self._chosen = ask.language
+            self._chosen, self._is_stale = ask.language, False
         elif not ask.waited_for:
-            self._chosen = None  # what the service before had granted
+            self._chosen, self._is_stale = None, False  # what the service before had granted
+        self._renew()
         ask.over.set()
+
+    def _renew(self) -> bool:
+        """Ask a new service for what the one before had granted, unless somebody asks. The lock is held."""
+        if self._over is not None or self._ask is not None or self._chosen is None or not self._is_stale:
+            return False
+        self._ask = _Ask(self._chosen, waited_for=False)
+        return True
 
     # -- sending ------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
         """Send on each session that is online what its socket has not been told yet."""
-        for session_id in reversed(SESSIONS):  # the practice session's first: it is the one to use
-            self._send_all(session_id, object())
-
-    def _send_all(self, session_id: str, me: object) -> None:
-        try:
-            with self._lock:
-                if self._sending.setdefault(session_id, me) is not me:
-                    self._again.add(session_id)
-                    return
-            while self._send_one(session_id) or self._has_more(session_id):
-                pass
-        except BaseException:  # Ctrl-C: what others have left to this thread is done all the same
-            if self._has_more(session_id, me):
-                self._send_all(session_id, object())
-            raise
-
-    def _send_one(self, session_id: str) -> bool:
-        try:
-            in_use = session_id == LLM_PRACTICE_SESSION or not self._is_online(LLM_PRACTICE_SESSION)
-            return self._client.send_to(session_id, partial(self._due, session_id, in_use)) is not None
-        except (NotOnline, ConnectionLost, PoolClosed):
-            return False  # its next socket is told
-
-    def _has_more(self, session_id: str, gone: object = None) -> bool:
-        """Whether another thread had something for the session; otherwise nobody sends for it any more."""
-        with self._lock:
-            if gone is not None and self._sending.get(session_id) is not gone:
-                return False
-            more = session_id in self._again
-            self._again.discard(session_id)
-            if gone is not None or not more:
-                self._sending.pop(session_id, None)
-        return more
+        self._sending.sync()
 
     def _due(
-        self, session_id: str, in_use: bool, target: RegisteredTarget, number: str
+        self, session_id: str, in_use: bool, undo: Steps, target: RegisteredTarget, number: str
     ) -> Mapping[str, Any] | None:
-        """Return the next message that a socket lacks, and note down that it has it."""
+        """Return the next message that a socket lacks; note down that it has it, and how to undo that."""
         with self._lock:
-            if self._over is not None:
+            registration = target.registration
+            if self._over is not None or registration is None or registration.locus_url != self._locus_url:
                 return None
             socket = self._sockets.get(session_id)
             if socket is None or socket.target is not target:
                 socket = self._sockets[session_id] = _Socket(target)
             if target.subscribing and socket.subscribed != self._subscribe:
+                undo.append(partial(setattr, socket, "subscribed", None))
                 socket.subscribed = on = self._subscribe
                 return subscription_request(
                     target, number, [TRANSCRIPTION] if on else [], [] if on else [TRANSCRIPTION]
                 )
             service_id = self._languages.service_id if self._languages is not None else None
             if self._announcing and not socket.announced and in_use and self._is_announcement_due(session_id):
+                undo.append(partial(setattr, socket, "announced", False))
                 first = self._announce is AnnounceState.IDLE
                 trigger = AnnounceTrigger.ANNOUNCE if first else AnnounceTrigger.AGAIN
                 self._announce, socket.announced = next_announce(self._announce, trigger), True
                 publication = announcement(service_id)
             elif self._ask is not None and socket.asked is not self._ask and in_use:
+                undo.append(partial(setattr, socket, "asked", None))
                 socket.asked = self._ask
                 publication = self._ask.publication(service_id)
             else:
@@ -351,7 +356,7 @@ class Captioning:
     # -- inside -------------------------------------------------------------------------------------------
 
     def end(self, error: Exception) -> None:
-        """Send no more, and tell whoever waits.
+        """Send no more, tell whoever waits, and be idle.
 
         Args:
             error: What they are told.
@@ -360,6 +365,8 @@ class Captioning:
             if self._over is not None:
                 return
             self._over = error
+            self._announce, self._captions = AnnounceState.IDLE, CaptionState.IDLE
+            self._languages = self._chosen = None
             ask, readers = self._ask, self._living()
             self._tell()
         if ask is not None:
@@ -387,3 +394,10 @@ class Captioning:
             raise PoolClosed("the meeting belongs to the process that this one was forked from")
         for session_id in SESSIONS:
             self._client._sessions.refuse_pulling(session_id, call)
+
+    def _check_fetching(self) -> None:
+        try:
+            self._refuse_own_thread("transcripts()")
+        except PoolClosed:
+            if self._client._sessions.forked:
+                raise  # otherwise an iterator ends by itself

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from ..pool.config import check_count, check_flag
 from ..pool.session import DEFAULT_TIMEOUT, Timeout, check_timeout
@@ -17,7 +16,7 @@ from .caption_protocol import (
     transcribing_body,
 )
 from .captioning import Captioning
-from .transcripts import Transcripts
+from .transcripts import Aside, Transcripts
 
 __all__ = ["Captions"]
 
@@ -32,7 +31,7 @@ class Captions:
     Args:
         find: Returns what the join has of captions; None if no meeting is joined.
         joined: The same, but raises what a call has to raise that needs a joined meeting.
-        put: Changes the meeting's controls over REST.
+        aside: A context for what a handler of the meeting may wait in; see `MeetingDelivery.aside`.
         wait_timeout: Seconds that calls wait by default; None for no limit.
         maxsize: Lines that wait in an iterator by default.
     """
@@ -41,11 +40,11 @@ class Captions:
         self,
         find: Callable[[], Captioning | None],
         joined: Callable[[], Captioning],
-        put: Callable[[Mapping[str, Any]], None],
+        aside: Aside,
         wait_timeout: float | None,
         maxsize: int,
     ) -> None:
-        self._find, self._joined, self._put = find, joined, put
+        self._find, self._joined, self._aside = find, joined, aside
         self._wait_timeout, self._maxsize = wait_timeout, maxsize
 
     # -- the caption service ------------------------------------------------------------------------------
@@ -85,7 +84,8 @@ class Captions:
             PoolClosed
         """
         seconds = check_timeout(timeout, self._wait_timeout)
-        return self._joined().wait_languages(seconds)
+        with self._aside():
+            return self._joined().wait_languages(seconds)
 
     @property
     def languages(self) -> CaptionLanguages | None:
@@ -119,7 +119,7 @@ class Captions:
             PoolClosed
         """
         body = captions_body(language)
-        self._joined().turn_on(lambda: self._put(body))
+        self._joined().turn_on(body)
 
     def turn_off(self) -> None:
         """Have no more captions sent to this client. Other participants keep theirs.
@@ -160,7 +160,8 @@ class Captions:
         """
         if maxsize is not None:
             check_count("maxsize", maxsize, least=1)
-        return self._joined().transcripts(maxsize or self._maxsize, check_timeout(timeout, None))
+        seconds = check_timeout(timeout, None)
+        return self._joined().transcripts(maxsize or self._maxsize, seconds, self._aside)
 
     # -- languages ----------------------------------------------------------------------------------------
 
@@ -188,7 +189,8 @@ class Captions:
             PoolClosed
         """
         seconds = check_timeout(timeout, self._wait_timeout)
-        return self._joined().request_language(language, seconds)
+        with self._aside():
+            return self._joined().request_language(language, seconds)
 
     def set_spoken_language(self, language: str) -> None:
         """Say which language is spoken in the meeting; return when that was granted.
@@ -197,7 +199,7 @@ class Captions:
             ConfigurationError: If the language is no code.
             RegistrationError, ConnectError, LocalProtocolError, PoolClosed: See `turn_on`.
         """
-        self._put(spoken_language_body(language))
+        self._joined().put(spoken_language_body(language))
 
     def set_transcribing(self, on: bool) -> None:
         """Start or stop the meeting's transcript; return when that was granted.
@@ -206,7 +208,7 @@ class Captions:
             ConfigurationError: If it is not True or False.
             RegistrationError, ConnectError, LocalProtocolError, PoolClosed: See `turn_on`.
         """
-        self._put(transcribing_body(check_flag("on", on)))
+        self._joined().put(transcribing_body(check_flag("on", on)))
 
     def set_manual(self, on: bool) -> None:
         """Allow or end captions that a person types; return when that was granted.
@@ -217,7 +219,7 @@ class Captions:
             ConfigurationError: If it is not True or False.
             RegistrationError, ConnectError, LocalProtocolError, PoolClosed: See `turn_on`.
         """
-        self._put(manual_captions_body(check_flag("on", on)))
+        self._joined().put(manual_captions_body(check_flag("on", on)))
 
     def __repr__(self) -> str:
         return f"<Captions {self.state.value}, announcement {self.announce_state.value}>"

@@ -13,9 +13,10 @@ dispatcher waits while the queue is full, and its session's `when_full` says wha
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from logging import ERROR
 from typing import Final, TypeVar, overload
 
@@ -81,7 +82,7 @@ class MeetingDelivery:
         self._room = threading.Condition(self._lock)
         self._queue: collections.deque[tuple[object, str, object]] = collections.deque()
         self._join: object | None = None
-        self._running = False
+        self._running = self._is_aside = False
         self._thread: threading.Thread | None = None
 
     def on(self, event: str, callback: Callback, *, once: bool = False) -> None:
@@ -107,10 +108,10 @@ class MeetingDelivery:
         """Deliver no more of a join's events. A handler that has begun goes on; it is not waited for."""
         with self._lock:
             if self._join is join:
-                self._join = None
                 self._queue.clear()
                 self._changed.notify_all()
                 self._room.notify_all()
+                self._join = None  # last: what Ctrl-C interrupts is done again
 
     def put(self, join: object, name: str, payload: object, *, wait: bool = False) -> None:
         """Queue an event, if it has listeners and its join is not over.
@@ -119,7 +120,8 @@ class MeetingDelivery:
             join: Whose event it is.
             name: One of `MEETING_EVENTS`.
             payload: What the listeners get.
-            wait: Wait while the queue is full, but on the thread of the handlers.
+            wait: Wait while the queue is full, but neither on the thread of the handlers nor while that is
+                `aside`.
         """
         if not self._table.named(name):
             return
@@ -129,6 +131,7 @@ class MeetingDelivery:
                 and self._join is join
                 and len(self._queue) >= self._limit
                 and self._thread is not threading.current_thread()
+                and not self._is_aside
             ):
                 self._room.wait()
             if self._join is not join:
@@ -139,9 +142,27 @@ class MeetingDelivery:
         if start:
             self._start()
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """While a handler waits here for what comes on a session, hold up no session; a context.
+
+        What it waits for comes behind what is put here. On any other thread it does nothing.
+        """
+        if threading.current_thread() is not self._thread:
+            yield
+            return
+        try:
+            with self._lock:
+                self._is_aside = True
+                self._room.notify_all()
+            yield
+        finally:
+            with self._lock:
+                self._is_aside = False
+
     def _start(self) -> None:
         try:
-            self._threads.spawn(self._run, f"llm-dispatcher[{self._name}]")
+            self._threads.spawn(self._run, f"llm-dispatcher[{self._name}]", calls_back=True)
         except BaseException as exc:
             with self._lock:
                 self._running = False
@@ -192,10 +213,11 @@ class MeetingEvents:
 
     Args:
         delivery: Who calls the handlers.
+        check_open: Raises if the client is closed, or another process's.
     """
 
-    def __init__(self, delivery: MeetingDelivery) -> None:
-        self._delivery = delivery
+    def __init__(self, delivery: MeetingDelivery, check_open: Callable[[], None]) -> None:
+        self._delivery, self._check = delivery, check_open
 
     @overload
     def on(self, event: str, callback: F) -> F: ...
@@ -220,6 +242,7 @@ class MeetingEvents:
 
         Raises:
             ConfigurationError: If there is no such event, or the callback is not callable.
+            PoolClosed
         """
         return self._register(event, callback, once=False)
 
@@ -233,6 +256,8 @@ class MeetingEvents:
         return self._register(event, callback, once=True)
 
     def _register(self, event: str, callback: F | None, once: bool) -> F | Callable[[F], F]:
+        self._check()
+
         def register(function: F) -> F:
             self._delivery.on(event, function, once=once)
             return function
@@ -241,6 +266,7 @@ class MeetingEvents:
 
     def off(self, event: str, callback: Callback | None = None) -> None:
         """Take a callback back, or with None all of this event. Unknown ones are ignored."""
+        self._check()
         self._delivery.off(event, callback)
 
 

@@ -60,9 +60,10 @@ class Join:
         self.joined = joined
         self.last_error: Exception | None = None
         self.handlers: dict[str, RefreshHandler] = {}
-        self.captioning = Captioning(client)
+        self.captioning = Captioning(client, joined.locus_url)
         self.hearing = Hearing(
             client,
+            joined.locus_url,
             partial(put, self),
             heard=lambda event: self.captioning.hear(event),
             changed=lambda: self.captioning.sync(),
@@ -83,12 +84,14 @@ def fetch_token(client: DataChannelClient, joined: Joined, session_id: str) -> s
     """Fetch a new token of a session (protocol.md 3.3). Its kind is the session's, not the role's.
 
     Raises:
-        TokenRefreshError: If the own id in the meeting is not known.
+        TokenRefreshError: If the own id in the meeting is not known, or none that an address can have.
         RegistrationError: If the service refused, or its answer cannot be used.
         ConnectError: If it did not answer.
     """
     if joined.participant_id is None:
         raise TokenRefreshError(session_id, "the own id in the meeting is not known")
+    if joined.participant_id in (".", ".."):  # no quotes keep these from being taken out of a path
+        raise TokenRefreshError(session_id, "the own id in the meeting cannot be part of an address")
     kind = "practiceSession/" if session_id == LLM_PRACTICE_SESSION else ""
     participant = quote(joined.participant_id, safe="")
     url = f"{joined.locus_url.rstrip('/')}/participant/{participant}/{kind}datachannel/token"

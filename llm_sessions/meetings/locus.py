@@ -89,8 +89,6 @@ class Joined:
         datachannel_url: Where its data channel is registered.
         practice_url: Where its practice session's is.
         participant_id: The own id in the meeting, which fetching a token takes.
-        default_token: The last data channel token that a locus carried.
-        practice_token: The last one of the practice session.
         practice_enabled: Whether the practice session is on.
         roles: The own roles; those that `Role` does not know are left out.
     """
@@ -99,8 +97,6 @@ class Joined:
     datachannel_url: str | None = None
     practice_url: str | None = None
     participant_id: str | None = None
-    default_token: str | None = dataclasses.field(default=None, repr=False)
-    practice_token: str | None = dataclasses.field(default=None, repr=False)
     practice_enabled: bool | None = None
     roles: frozenset[Role] | None = None
 
@@ -143,30 +139,30 @@ def read_locus(joined: Joined, locus: Mapping[str, object]) -> Joined:
 def tokens_in(locus: Mapping[str, object]) -> dict[str, str]:
     """Return the data channel tokens that a locus carries, by session id.
 
-    They replace those that are in use, while the ones of `Joined` may be older than what was fetched since.
-
     Raises:
         ConfigurationError: If one is not a string.
     """
     if not isinstance(locus, Mapping):
         raise _wrong("locus", "an object", locus)
-    own = _member(locus, "self", "locus")
+    return _tokens(_member(locus, "self", "locus"), "locus.self")
+
+
+def _tokens(own: Mapping[str, object], path: str) -> dict[str, str]:
     found = {
-        LLM_DEFAULT_SESSION: _text(own, "datachannelToken", "locus.self"),
-        LLM_PRACTICE_SESSION: _text(own, "practiceSessionDatachannelToken", "locus.self"),
+        LLM_DEFAULT_SESSION: _text(own, "datachannelToken", path),
+        LLM_PRACTICE_SESSION: _text(own, "practiceSessionDatachannelToken", path),
     }
     return {session_id: token for session_id, token in found.items() if token is not None}
 
 
 def _merged(joined: Joined, locus: Mapping[str, object], path: str) -> Joined:
     info, own = _member(locus, "info", path), _member(locus, "self", path)
+    _tokens(own, f"{path}.self")  # what is none is refused here, too
     practice = _member(_member(locus, "controls", path), "practiceSession", f"{path}.controls")
     said: dict[str, Any] = {
         "datachannel_url": _text(info, "datachannelUrl", f"{path}.info"),
         "practice_url": _text(info, "practiceSessionDatachannelUrl", f"{path}.info"),
         "participant_id": _text(own, "id", f"{path}.self"),
-        "default_token": _text(own, "datachannelToken", f"{path}.self"),
-        "practice_token": _text(own, "practiceSessionDatachannelToken", f"{path}.self"),
         "practice_enabled": _flag(practice, "enabled", f"{path}.controls.practiceSession"),
         "roles": _roles(own, f"{path}.self"),
     }

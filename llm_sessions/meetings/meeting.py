@@ -91,14 +91,14 @@ class Meeting(MeetingEvents):
         self._lock = make_lock("meeting", MEETING)
         self._join: Join | None = None
         self._last_error: Exception | None = None
+        super().__init__(MeetingDelivery(self.name, env.threads, env.config.queue_size), client._check_open)
         self.captions = Captions(
             self._captioning,
             lambda: self._current().captioning,
-            self._put_controls,
+            self._delivery.aside,
             env.config.wait_timeout,
             env.config.queue_size,
         )
-        super().__init__(MeetingDelivery(self.name, env.threads, env.config.queue_size))
 
     # -- join and leave -----------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Meeting(MeetingEvents):
                 self._delivery.begin(join)
             join.worker.start(before.worker if isinstance(before, Join) else None)
         except BaseException:
-            self._leave(join, before)
+            self._leave(join, before if join.worker.cancel() else join)
             raise
 
     def leave(self, timeout: float = 5.0) -> None:
@@ -184,8 +184,9 @@ class Meeting(MeetingEvents):
             join: Which.
             last: Whom the client's next one is to wait for.
         """
-        # What listens is taken back without the lock: how callbacks compare is user code.
-        _do_all([partial(self._drop, join, last), join.hearing.stop])
+        # The place for one that never became the meeting's: Ctrl-C may come as soon as it has it.
+        give_back = partial(self._client._holding.give_back, join, last)
+        _do_all([partial(self._drop, join, last), join.hearing.stop, give_back])
 
     def _drop(self, join: Join, last: Holder | None) -> None:
         with self._lock:
@@ -195,13 +196,13 @@ class Meeting(MeetingEvents):
             _do_all(
                 [
                     partial(self._delivery.end, join),  # first: no handler runs after leave has begun
-                    partial(setattr, self, "_join", None),
                     partial(setattr, self, "_last_error", join.last_error),
                     join.worker.end,
                     partial(join.captioning.end, _left("the meeting was left")),
                     *(partial(tokens.drop_handler, *handler) for handler in join.handlers.items()),
-                    *(partial(tokens.clear, session_id) for session_id in SESSIONS),
+                    *(partial(tokens.leave, session_id) for session_id in SESSIONS),
                     partial(self._client._holding.give_back, join, last),
+                    partial(setattr, self, "_join", None),  # last: from then on there is nothing to do again
                 ]
             )
 
@@ -209,6 +210,7 @@ class Meeting(MeetingEvents):
         # By itself it ends only with its pool: those who wait to deliver something must not do so for good.
         self._delivery.end(join)
         join.captioning.end(PoolClosed())
+        self._client._holding.forget(join)
 
     def __enter__(self) -> Meeting:
         return self
@@ -295,11 +297,15 @@ class Meeting(MeetingEvents):
         self._client._check_open()
         with self._lock:
             join = self._joined()
-            for session_id in SESSIONS:
-                self._client._tokens.clear(session_id)
-            before, join.captioning = join.captioning, Captioning(self._client)
-            join.worker.change(admitted=False)
-            before.end(_left("the participant is in the lobby"))
+            worker, before = join.worker, join.captioning
+            _do_all(
+                [
+                    partial(worker.change, admitted=False, visit=worker.facts.visit + 1),
+                    *(partial(self._client._tokens.leave, session_id) for session_id in SESSIONS),
+                    partial(setattr, join, "captioning", Captioning(self._client, join.joined.locus_url)),
+                    partial(before.end, _left("the participant is in the lobby")),
+                ]
+            )
 
     def _enter(self, locus_url: str, tokens: Mapping[str, str]) -> None:
         """Have the client's tokens be this meeting's: new ones, or those it has unless they are another's."""
@@ -339,13 +345,9 @@ class Meeting(MeetingEvents):
             ConnectError: If it did not answer.
             LocalProtocolError: If no meeting is joined.
         """
-        self._put_controls(
-            {"practiceSession": {"enabled": check_flag("enabled", enabled)}}, "PATCH", "controls"
-        )
-
-    def _put_controls(self, body: Mapping[str, Any], method: str = "PUT", path: str = "controls/") -> None:
-        url = self._current().joined.locus_url
-        self._client._rest.call(method, f"{url.rstrip('/')}/{path}", json=body, empty_ok=True)
+        body = {"practiceSession": {"enabled": check_flag("enabled", enabled)}}
+        url = f"{self._current().joined.locus_url.rstrip('/')}/controls"
+        self._client._rest.call("PATCH", url, json=body, empty_ok=True)
 
     def _fetch(self, join: Join, session_id: str) -> str:
         """Fetch a new token of a session; its refresh handler. The kind is the session's, not the role's."""
@@ -369,8 +371,8 @@ class Meeting(MeetingEvents):
     @property
     def last_error(self) -> Exception | None:
         """Why a channel of the newest join ended for good the last time; None if none has."""
-        with self._lock:
-            return self._last_error if self._join is None else self._join.last_error
+        join = self._join  # without the lock: it may belong to a thread of the process before a fork
+        return self._last_error if join is None else join.last_error
 
     def wait_online(
         self, session_id: str = LLM_DEFAULT_SESSION, timeout: Timeout = DEFAULT_TIMEOUT
@@ -406,11 +408,19 @@ def _left(why: str) -> ConnectCancelled:
 
 
 def _do_all(steps: Iterable[Callable[[], object]]) -> None:
-    """Do all of it, also when Ctrl-C comes in between."""
-    rest = iter(steps)
+    """Do all of it, also when one of them fails. When Ctrl-C comes in between, all are done again."""
+    steps = list(steps)
+    error: BaseException | None = None
     try:
-        for step in rest:
-            step()
-    except BaseException:
-        _do_all(rest)
+        for step in steps:
+            try:
+                step()
+            except KeyboardInterrupt:
+                raise
+            except BaseException as exc:  # noqa: BLE001  # the first one is raised
+                error = error or exc
+    except KeyboardInterrupt:  # within one of them: each can be done twice
+        _do_all(steps)
         raise
+    if error is not None:
+        raise error

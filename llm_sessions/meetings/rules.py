@@ -101,6 +101,7 @@ class Facts:
         roles: The own ones.
         practice_enabled: Whether the practice session is on.
         connect_wanted: Whether there should be channels at all.
+        visit: How many visits to the lobby there were; a channel does not outlive one.
     """
 
     joined: bool = False
@@ -111,14 +112,22 @@ class Facts:
     roles: frozenset[Role] = frozenset()
     practice_enabled: bool = False
     connect_wanted: bool = True
+    visit: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Channel:
-    """What a data channel is registered with; two that are equal are the same channel."""
+    """What a data channel is registered with; two that are equal are the same channel.
+
+    Attributes:
+        locus_url: The meeting's address.
+        datachannel_url: Where it is registered.
+        visit: `Facts.visit` when it was connected.
+    """
 
     locus_url: str
     datachannel_url: str
+    visit: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +180,9 @@ def wanted(facts: Facts) -> Mapping[str, Channel]:
         return {}
     channels = {}
     if facts.datachannel_url:
-        channels[LLM_DEFAULT_SESSION] = Channel(facts.locus_url, facts.datachannel_url)
+        channels[LLM_DEFAULT_SESSION] = Channel(facts.locus_url, facts.datachannel_url, facts.visit)
     if Role.PANELIST in facts.roles and facts.practice_enabled and facts.practice_url:
-        channels[LLM_PRACTICE_SESSION] = Channel(facts.locus_url, facts.practice_url)
+        channels[LLM_PRACTICE_SESSION] = Channel(facts.locus_url, facts.practice_url, facts.visit)
     return channels
 
 
@@ -190,7 +199,8 @@ def next_step(facts: Facts, seen: Mapping[str, Seen], generation: int) -> Step |
     default = seen.get(LLM_DEFAULT_SESSION, _NOTHING)
     practice = seen.get(LLM_PRACTICE_SESSION, _NOTHING)
     for session_id, one in ((LLM_PRACTICE_SESSION, practice), (LLM_DEFAULT_SESSION, default)):
-        if session_id not in want and one.state in BUSY:
+        outlived = one.channel is not None and one.channel.visit != facts.visit
+        if (session_id not in want or outlived) and one.state in BUSY:
             return Disconnect(session_id, *DONE)
     step = _towards(LLM_DEFAULT_SESSION, want, default, generation, DONE)
     if step is not None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeAlias
 
 from .caption_events import Transcript
 
-__all__ = ["Transcripts"]
+__all__ = ["Aside", "Transcripts"]
+
+Aside: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
+"""A context in which a thread waits for what comes on a session."""
 
 
 class Transcripts:
@@ -23,13 +28,21 @@ class Transcripts:
         maxsize: Lines that may wait; the oldest make room for further ones.
         timeout: Seconds without a line after which it ends; None for no limit.
         check: Called before each wait; raises what forbids it.
+        aside: A context for each wait.
     """
 
-    def __init__(self, maxsize: int, timeout: float | None, check: Callable[[], None]) -> None:
-        self._maxsize, self._timeout, self._check = maxsize, timeout, check
+    def __init__(
+        self,
+        maxsize: int,
+        timeout: float | None,
+        check: Callable[[], None],
+        aside: Aside = contextlib.nullcontext,
+    ) -> None:
+        self._maxsize, self._timeout, self._check, self._aside = maxsize, timeout, check, aside
         self._lines: queue.SimpleQueue[Transcript | None] = queue.SimpleQueue()  # None: nothing more comes
         self._newest = float("-inf")
-        self._over = False
+        self._over = self._closed = False
+        self._done = False  # somebody has been told that nothing more comes; a late line changes that no more
         self.dropped = 0  # lines that made room for newer ones
 
     def put(self, line: Transcript) -> bool:
@@ -65,6 +78,12 @@ class Transcripts:
             PoolClosed: In a fork of the process.
         """
         self._check()
+        if self._done:
+            raise StopIteration
+        with self._aside():
+            return self._next()
+
+    def _next(self) -> Transcript:
         began = time.monotonic()
         while True:
             wait = None
@@ -77,8 +96,9 @@ class Transcripts:
                 if self._timeout is not None and time.monotonic() < self._newest + self._timeout:
                     continue
                 raise StopIteration from None
-            if line is not None:
+            if line is not None and not self._closed:
                 return line
+            self._done = True
             self._lines.put(None)  # for whoever else waits
             raise StopIteration
 
@@ -93,7 +113,7 @@ class Transcripts:
 
         Waits for nothing; may be called anywhere, in finalizers, too.
         """
-        self._over = True
+        self._closed = self._over = True
         try:
             while True:
                 self._lines.get_nowait()

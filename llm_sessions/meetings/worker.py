@@ -21,7 +21,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +45,7 @@ from .rules import DONE, Channel, Connect, Disconnect, Facts, Seen, Step, next_s
 
 if TYPE_CHECKING:
     from ..datachannel.client import DataChannelClient
+    from ..pool.core import Standing
     from ..pool.session import Session
 
 __all__ = ["SESSIONS", "WARN_AFTER", "Worker"]
@@ -65,6 +68,8 @@ class _Life:
         began: The generation in which it was connected.
         onlines: How many times it had been online before; -1 if it was found connected.
         looked: The newest generation in which it was seen busy.
+        visit: See `Channel`.
+        finished: Whether it was at rest since the worker began to end; who has it now is somebody else.
         settled: See `Seen`.
         error: Why it ended for good in that one.
     """
@@ -75,6 +80,8 @@ class _Life:
     began: int = 0
     onlines: int = 0
     looked: int = 0
+    visit: int = 0
+    finished: bool = False
     settled: int | None = None
     error: Exception | None = None
 
@@ -152,6 +159,14 @@ class Worker:
             predecessor._followed_by(self.notify)
         self._env.threads.spawn(self._run, f"llm-meeting[{self._name}]")
 
+    def cancel(self) -> bool:
+        """Have the thread do nothing, if it has not begun; say whether that is so."""
+        with self._lock:
+            if self._thread is None:
+                self._over = True
+                self._notify()
+            return self._thread is None
+
     def notify(self) -> None:
         """Hear that a session, or the predecessor, is not what it was."""
         with self._lock:
@@ -163,8 +178,10 @@ class Worker:
                 self._successors.append(notify)
 
     def wait_over(self, deadline: Deadline) -> bool:
-        """Wait until the worker is through, but on its own thread; say whether it is."""
+        """Wait until the worker is through; say whether it is. It does not wait on a thread that it needs."""
         if threading.current_thread() is self._thread:
+            return False
+        if any(self._sessions.serves_this_thread(session_id) for session_id in SESSIONS):
             return False
         with self._lock:
             return bool(self._changed.wait_for(lambda: self._over, deadline.left()))
@@ -183,12 +200,16 @@ class Worker:
                 changes, error = self._changes, None
                 if self._ending or self._over:
                     raise self._ended(session_id)
+                channel = wanted(self.facts).get(session_id) if self._predecessor is None else None
                 if life.settled is not None and life.settled >= self.generation:
                     error = life.error
             # Looked at after the changes were counted: one that comes now ends the wait below.
-            if self._sessions.is_online(session_id) or self._sessions.onlines(session_id) != onlines:
+            standing = self._sessions.standing(session_id)
+            came = self._sessions.onlines(session_id) != onlines
+            is_wanted = standing is not None and _channel(standing, life.visit) == channel
+            if standing is not None and is_wanted and (came or standing.state in ONLINE):
                 return life.session
-            if error is not None:
+            if error is not None and (standing is None or standing.state is SessionState.OFFLINE):
                 raise fresh_copy(error) from error.__cause__
             with self._lock:
                 if not self._changed.wait_for(
@@ -208,7 +229,10 @@ class Worker:
     # -- the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._thread = threading.current_thread()
+        with self._lock:
+            if self._over:
+                return  # its start was interrupted
+            self._thread = threading.current_thread()
         forget: list[Callable[[], None]] = []
         try:
             forget += [self._sessions.observe(session_id, self.notify) for session_id in SESSIONS]
@@ -238,21 +262,40 @@ class Worker:
                     self._ending,
                 )
             before = self._predecessor
-            if before is not None and not before._over:
-                self._wait(changes, None)
+            if before is not None:
+                if not before._over:
+                    self._wait(changes, None)
+                    continue
+                with self._lock:  # who waits for a channel may look at it from now on
+                    self._predecessor = None
+                    self._notify()
                 continue
-            self._predecessor = None
-            seen = {session_id: self._look(session_id, generation) for session_id in SESSIONS}
+            seen = {session_id: self._look(session_id, facts, generation, ending) for session_id in SESSIONS}
             step = self._choose(facts, seen, generation, ending)
-            if isinstance(step, Connect):
-                self._connect(step, generation)
-            elif isinstance(step, Disconnect):
-                self._lives[step.session_id].asked = True
-                self._sessions.begin_disconnect(step.session_id, step.code, step.reason)
+            if isinstance(step, (Connect, Disconnect)):
+                if not self._take(step, generation):
+                    self._wait(changes, None)
             elif ending and all(one.state is SessionState.IDLE for one in seen.values()):
                 return
             else:
                 self._wait(changes, self._until_warning(facts, seen))
+
+    def _take(self, step: Connect | Disconnect, generation: int) -> bool:
+        """Take a step; return False if there is nothing to do before something changes."""
+        try:
+            if isinstance(step, Connect):
+                return self._connect(step, generation)
+            self._lives[step.session_id].asked = True
+            self._sessions.begin_disconnect(step.session_id, step.code, step.reason)
+        except PoolClosed:
+            raise
+        except Exception as exc:  # noqa: BLE001  # a log handler's; the step may have been taken all the same
+            self._guarded(lambda: self._log.exception("a log handler raised"))
+            standing = self._sessions.standing(step.session_id)
+            if isinstance(step, Connect) and (standing is None or standing.state not in BUSY):
+                self._settle(step.session_id, generation, exc)
+            return False
+        return True
 
     def _wait(self, changes: int, seconds: float | None) -> None:
         with self._lock:
@@ -272,19 +315,21 @@ class Worker:
                     return Disconnect(session_id, *DONE)
         return step
 
-    def _look(self, session_id: str, generation: int) -> Seen:
+    def _look(self, session_id: str, facts: Facts, generation: int, ending: bool) -> Seen:
         """Return where a session stands, and remember what that says about its end."""
         life, standing = self._lives[session_id], self._sessions.standing(session_id)
-        if standing is None:
-            state, channel = SessionState.IDLE, None
-        else:
-            registration = standing.endpoint
-            assert isinstance(registration, Registration)
-            state = standing.state
-            channel = Channel(registration.locus_url, registration.datachannel_url)
+        channel = _channel(standing, life.visit) if standing is not None else None
+        state = standing.state if standing is not None else SessionState.IDLE
+        if ending and (life.finished or (channel is not None and channel.locus_url != facts.locus_url)):
+            return Seen()  # somebody else's by now
+        life.finished = ending and state is SessionState.IDLE
         if state in BUSY:
             if not life.open or life.asked:  # somebody else has connected it
                 life.open, life.asked, life.began, life.onlines = True, False, generation, -1
+                if life.visit != facts.visit:
+                    life.visit = facts.visit
+                    self.notify()  # whoever waits for this channel may have looked at it already
+                channel = _channel(standing, life.visit) if standing is not None else None
             life.looked = generation
         elif life.open and state in (SessionState.IDLE, SessionState.OFFLINE):
             life.open = False
@@ -304,12 +349,25 @@ class Worker:
             tell = not self._ending and session_id in wanted(self.facts)
             self._notify()
         if tell and type(error) is not ConnectCancelled:
-            self._failed(session_id, error)
+            self._guarded(lambda: self._failed(session_id, error))
 
-    def _connect(self, step: Connect, generation: int) -> None:
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """Call what runs log handlers of the user's: one that raises must not end the worker."""
+        try:
+            call()
+        except Exception:  # noqa: BLE001  # to be told where logging itself tells of it
+            if logging.raiseExceptions:
+                traceback.print_exc()
+
+    def _connect(self, step: Connect, generation: int) -> bool:
         session_id, channel = step.session_id, step.channel
         life = self._lives[session_id]
         life.onlines = self._sessions.onlines(session_id)
+        with self._lock:
+            if self.generation != generation:
+                return True  # it is not what is wanted any more
+            self._client._tokens.enter(session_id, channel.locus_url, None)
+            life.visit = channel.visit
         try:
             begun = self._client.begin_register_and_connect(
                 channel.locus_url, channel.datachannel_url, session_id
@@ -323,9 +381,11 @@ class Worker:
         except LLMSessionsError as exc:
             self._settle(session_id, generation, exc)
         else:
-            if begun:
-                life.open, life.asked = True, False
-                life.began = life.looked = generation
+            if not begun:
+                return False  # a disconnect is under way, of somebody else's channel
+            life.open, life.asked = True, False
+            life.began = life.looked = generation
+        return True
 
     def _until_warning(self, facts: Facts, seen: dict[str, Seen]) -> float | None:
         """Return the seconds until the default channel has been down too long; warn if it has."""
@@ -340,7 +400,15 @@ class Worker:
             return left if not self._warned else None
         self._warned = True
         error = self._lives[LLM_DEFAULT_SESSION].session.last_error
-        self._log.warning(
-            "the data channel is still down after %d s: %s", WARN_AFTER, error or "no error yet"
+        self._guarded(
+            lambda: self._log.warning(
+                "the data channel is still down after %d s: %s", WARN_AFTER, error or "no error yet"
+            )
         )
         return None
+
+
+def _channel(standing: Standing, visit: int) -> Channel:
+    registration = standing.endpoint
+    assert isinstance(registration, Registration)
+    return Channel(registration.locus_url, registration.datachannel_url, visit)

@@ -163,7 +163,7 @@ class Dispatcher:
     def start(self) -> None:
         """Start the thread after `put_…` said so."""
         try:
-            self._threads.spawn(self._run, f"llm-dispatcher[{self._session_id}]")
+            self._threads.spawn(self._run, f"llm-dispatcher[{self._session_id}]", calls_back=True)
         except BaseException as exc:
             with self._lock:
                 # Interrupted, it may run all the same; a second one then finds the place taken.

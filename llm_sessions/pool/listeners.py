@@ -69,7 +69,7 @@ class ListenerTable:
         Args:
             name: The event.
             callback: Which; None for all but internal ones.
-            owner: Only this one's; None for anybody's.
+            owner: Only this one's, internal or not; None for anybody's.
 
         Raises:
             ConfigurationError: If it is neither None nor callable.
@@ -82,7 +82,7 @@ class ListenerTable:
             one
             for one in before
             if (owner is None or one.owner is owner)
-            and (not one.internal if callback is None else one.callback == callback)
+            and (not (one.internal and owner is None) if callback is None else one.callback == callback)
         ]
         with self._lock:
             now = self._by_name.get(name, ())

@@ -154,6 +154,13 @@ class OwnedSessions:
         waited = [machine.wait_disconnected(ticket, left()) for machine, ticket in tickets]  # each of them
         return all(waited)
 
+    def serves_this_thread(self, session_id: str) -> bool:
+        """Say whether a session waits for the calling thread to go on: it is its connector or its reader."""
+        if served_by_this_thread() is None or self._pool._env.closed:
+            return False
+        found = self._pool._find(session_id)
+        return found is not None and served_by_this_thread() is found[1]
+
     def begin_disconnect(self, session_id: str, code: int, reason: str) -> None:
         """Start what `disconnect` starts for one session, without waiting.
 

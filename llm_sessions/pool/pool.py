@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import itertools
-import threading
 import uuid
 from collections.abc import Callable
 from types import TracebackType
@@ -256,7 +255,7 @@ class ConnectionPool:
         for machine, ticket in tickets:
             machine.wait_disconnected(ticket, deadline.left())
             machine.dispatcher.stop()
-        self._join(machines, deadline)
+        self._join(deadline)
 
     def part(self) -> list[tuple[SessionMachine, int | None]]:
         """Start to close, at exit. Internal.
@@ -272,13 +271,8 @@ class ConnectionPool:
             machine.dispatcher.stop()
         return [(machine, machine.begin_disconnect(None, None, closing=True)) for machine in busy]
 
-    def _join(self, machines: list[SessionMachine], deadline: Deadline) -> None:
-        # Our own threads must not join dispatchers: two callbacks that close would wait for each other.
-        ours = threading.current_thread() in self._env.threads.alive()
-        skip = (
-            [machine.dispatcher.thread for machine in machines if machine.dispatcher.thread] if ours else []
-        )
-        left = self._env.threads.join(deadline, skip)
+    def _join(self, deadline: Deadline) -> None:
+        left = self._env.threads.join(deadline)
         if left:
             names = ", ".join(sorted(thread.name for thread in left))
             logger.warning("%s closed, but these threads still run: %s", self.name, names)

@@ -231,7 +231,7 @@ class SessionReports(SessionCore):
             self._onlines += 1
             self._count.reconnects += attempt.kind is RunKind.RECONNECT
             self._step(effects, Trigger.OPENED)
-            self._emit(effects, "online", Online(self.session_id))
+            self._emit(effects, "online", Online(self.session_id, self._onlines))
 
     def link_received(self, link: Link, events: Sequence[Event]) -> bool:
         messages = [event for event in events if type(event) is dict]

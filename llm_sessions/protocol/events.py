@@ -34,9 +34,15 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Online:
-    """The session can send: its socket is authorized. Payload of `online`."""
+    """The session can send: its socket is authorized. Payload of `online`.
+
+    Attributes:
+        session_id: Which.
+        number: How many times it has come online, this one included.
+    """
 
     session_id: str
+    number: int = dataclasses.field(default=1, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

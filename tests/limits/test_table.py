@@ -221,6 +221,15 @@ FIXED: Rows = {
     "datachannel/exchange.py::_MAX_TEXT": (
         "tests/datachannel/test_exchange.py::test_t11_foreign_text_is_cleaned",
     ),
+    "meetings/hearing.py::MAX_BINDINGS": (
+        "tests/meetings/test_hearing.py::test_only_the_newest_bindings_are_remembered",
+    ),
+    "meetings/hearing.py::MAX_REMEMBERED": (
+        "tests/meetings/test_hearing.py::test_only_the_newest_ids_are_remembered",
+    ),
+    "meetings/worker.py::WARN_AFTER": (
+        "tests/meetings/test_meeting.py::test_one_warning_when_the_main_channel_stays_down",
+    ),
     "close codes": (
         f"{CLOSING}::test_i5_good_close_codes_pass",
         f"{CLOSING}::test_i5_a_bad_close_code_is_refused",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llm_sessions.meetings.caption_events import Reaction, RelayEvent
-from llm_sessions.meetings.hearing import MAX_REMEMBERED
-from tests.meetings.world import DEFAULT, PRACTICE_SESSION, MeetingWorld, locus, panelist, world
+from llm_sessions.meetings.hearing import MAX_BINDINGS, MAX_REMEMBERED
+from tests.meetings.world import DEFAULT, PRACTICE_SESSION, MeetingWorld, give, locus, panelist, world
 from tests.support import FakeLink, eventually
 
 __all__ = ["world"]  # a fixture
@@ -15,10 +15,6 @@ __all__ = ["world"]  # a fixture
 def message(number: int | str, event_type: str = "relay.event", route: str | None = None, **data: Any) -> Any:
     recipients = {"recipients": {"route": route}} if route is not None else {}
     return {"id": f"m{number}", "data": {"eventType": event_type, "relayType": "x", **data}, **recipients}
-
-
-def give(link: FakeLink, *messages: Any) -> None:
-    link.owner.link_received(link, list(messages))
 
 
 def both(world: MeetingWorld) -> tuple[FakeLink, FakeLink]:
@@ -105,3 +101,19 @@ def test_only_the_newest_ids_are_remembered(world: MeetingWorld) -> None:
     join = world.meeting._join
     assert join is not None
     eventually(lambda: len(join.hearing._heard) == MAX_REMEMBERED)
+
+
+def test_only_the_newest_bindings_are_remembered(world: MeetingWorld) -> None:
+    world.meeting.join({"locus": locus()})
+    bindings = []
+    for number in range(1, MAX_BINDINGS + 2):
+        world.heard.wait("online", number)
+        bindings.append(world.one.binding())
+        if number <= MAX_BINDINGS:
+            world.link(number=number).end()
+    assert len(set(bindings)) == MAX_BINDINGS + 1
+    link = world.link(number=MAX_BINDINGS + 1)
+    give(link, message(1, route=bindings[0]), message(2, route=bindings[1]), message(3, route=bindings[-1]))
+    assert len(world.heard.wait("relay", 2)) == 2
+    world.calm()
+    assert [one.route for one in world.heard.payloads("relay")[:2]] == [bindings[1], bindings[-1]]

@@ -47,8 +47,6 @@ JOINED = Joined(
     datachannel_url="https://dc.example/default",
     practice_url="https://dc.example/practice",
     participant_id="me",
-    default_token="secret-1",
-    practice_token="secret-2",
     practice_enabled=True,
     roles=frozenset({Role.PANELIST, Role.COHOST}),
 )
@@ -60,8 +58,6 @@ SAYINGS: dict[str, tuple[Locus, object]] = {
         "https://dc.example/p",
     ),
     "participant_id": ({"self": {"id": "other"}}, "other"),
-    "default_token": ({"self": {"datachannelToken": "secret-3"}}, "secret-3"),
-    "practice_token": ({"self": {"practiceSessionDatachannelToken": "secret-4"}}, "secret-4"),
     "practice_enabled": ({"controls": {"practiceSession": {"enabled": False}}}, False),
     "roles": (
         {"self": {"controls": {"role": {"roles": [{"type": "ATTENDEE", "hasRole": True}]}}}},
@@ -222,10 +218,5 @@ def test_anything_is_read_or_refused(value: Any) -> None:
         except ConfigurationError:
             continue
         assert isinstance(joined, Joined) and joined.locus_url
-        for text in (
-            joined.datachannel_url,
-            joined.practice_url,
-            joined.default_token,
-            joined.practice_token,
-        ):
+        for text in (joined.datachannel_url, joined.practice_url):
             assert text is None or (isinstance(text, str) and text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -580,14 +581,17 @@ def test_t17_online_for_an_instant_is_not_lost(world: MeetingWorld, monkeypatch:
     world.meeting.join({"locus": locus()})
     (link,) = world.transport.wait_links(1)
     gate = Gate()
-    is_online = world.one._sessions.is_online
+    standing = world.one._sessions.standing
 
-    def look(session_id: str) -> bool:
-        found = is_online(session_id)
-        gate.pass_through()
+    def look(session_id: str) -> Any:
+        found = standing(session_id)
+        if threading.current_thread() not in (me, worker._thread):
+            gate.pass_through()
         return found
 
-    monkeypatch.setattr(world.one._sessions, "is_online", look)
+    world.rest()
+    me, worker = threading.current_thread(), world.worker
+    monkeypatch.setattr(world.one._sessions, "standing", look)
     waiting = Background(world.meeting.wait_online)
     gate.wait_arrived()
     link.become_ready()

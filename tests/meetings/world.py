@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +13,10 @@ import pytest
 import responses
 
 from llm_sessions import LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION, SessionState
+from llm_sessions.meetings.captioning import Captioning
+from llm_sessions.meetings.captions import Captions
 from llm_sessions.meetings.meeting import Meeting
+from llm_sessions.meetings.worker import Worker
 from llm_sessions.testing.server import make_token
 from tests.datachannel.world import CHANNEL, LOCUS, PRACTICE, World
 from tests.support import FakeLink, Recorder, eventually
@@ -27,6 +33,7 @@ class MeetingWorld(World):
         fetches: What to answer to the next requests for a token; a fresh one if there is none.
         fetched: The address of each such request.
         controls: Method and body of each request to the controls.
+        grants: What to answer to the next requests that change captions; 200 if there is none.
     """
 
     def __init__(self) -> None:
@@ -34,9 +41,12 @@ class MeetingWorld(World):
         self.fetches: list[Callable[[], tuple[int, Any]]] = []
         self.fetched: list[str] = []
         self.controls: list[tuple[str, Any]] = []
+        self.grants: list[Callable[[], tuple[int, Any]]] = []
+        self._marks = itertools.count(1)
         for url in (FETCH, FETCH_PRACTICE):
             self.service.add_callback(responses.GET, url, self._fetch)
         self.service.add_callback(responses.PATCH, f"{LOCUS}/controls", self._control)
+        self.service.add_callback(responses.PUT, f"{LOCUS}/controls/", self._grant)
         self.one = self.client()
         self.meeting = Meeting(self.one)
         self.heard = Recorder()
@@ -52,6 +62,15 @@ class MeetingWorld(World):
         self.controls.append((request.method, json.loads(request.body)))
         return 200, {}, ""
 
+    def _grant(self, request: Any) -> tuple[int, dict[str, str], str]:
+        self.controls.append((request.method, json.loads(request.body)))
+        status, body = self.grants.pop(0)() if self.grants else (200, {})
+        return status, {}, json.dumps(body)
+
+    @property
+    def captions(self) -> Captions:
+        return self.meeting.captions
+
     def posted(self, url: str) -> list[str | None]:
         """The token of each POST to a data channel's address."""
         return [token for where, token in list(self.posts) if where == url]
@@ -65,11 +84,45 @@ class MeetingWorld(World):
     def links(self, session_id: str) -> list[FakeLink]:
         return [link for link in list(self.transport.links) if link.name.startswith(f"{session_id}#")]
 
-    def rest(self) -> None:
-        """Wait until the worker has nothing to do any more."""
+    def link(self, session_id: str = DEFAULT, number: int = 1) -> FakeLink:
+        """Wait for the link of this number that a session opens, until it is ready."""
+        eventually(
+            lambda: len(found := self.links(session_id)) >= number and found[number - 1].ready,
+            f"{session_id} has no link {number}",
+        )
+        return self.links(session_id)[number - 1]
+
+    def join(self, *, both: bool = False) -> None:
+        """Join, wait until the channels that there should be are online, and everybody has heard of it."""
+        self.meeting.join(panelist() if both else {"locus": locus()})
+        self.meeting.wait_online(DEFAULT)
+        if both:
+            self.meeting.wait_online(PRACTICE_SESSION)
+        self.calm()
+
+    def calm(self) -> None:
+        """Wait until the dispatchers have dealt with everything that has happened to live links."""
+        for session_id in (DEFAULT, PRACTICE_SESSION):
+            for link in self.links(session_id)[-1:]:
+                if link.ready:
+                    mark = f"mark-{next(self._marks)}"
+                    give(link, relay(mark))
+                    eventually(
+                        lambda mark=mark: any(  # type: ignore[misc]
+                            getattr(one, "relay_type", "") == mark for one in self.heard.payloads("relay")
+                        ),
+                        f"{session_id} is stuck",
+                    )
+
+    @property
+    def worker(self) -> Worker:
         join = self.meeting._join
         assert join is not None
-        worker = join.worker
+        return join.worker
+
+    def rest(self) -> None:
+        """Wait until the worker has nothing to do any more."""
+        worker = self.worker
 
         def waits() -> bool:
             with worker._lock:
@@ -98,6 +151,128 @@ def locus(**changes: Any) -> dict[str, Any]:
 def panelist(**changes: Any) -> dict[str, Any]:
     """What a panelist gets for joining while the practice session is on."""
     return {"locus": locus(roles=["PANELIST"], practice=True, **changes)}
+
+
+def give(link: FakeLink, *messages: Any) -> None:
+    """Have messages arrive on a link."""
+    link.owner.link_received(link, list(messages))
+
+
+def relay(relay_type: str, headers: dict[str, Any] | None = None, **data: Any) -> dict[str, Any]:
+    """A relay event with an id of its own."""
+    data = {"eventType": "relay.event", "relayType": relay_type, **data}
+    return {"id": str(uuid.uuid4()), "headers": headers or {}, "data": data}
+
+
+def transcript(text: str, *, final: bool = True) -> dict[str, Any]:
+    """A caption."""
+    kind = "transcript_final_result" if final else "transcript_interim_results"
+    entry = {"text": text, "csis": [1], "end_millis": 1000}
+    payload = {"type": kind, "transcript_id": str(uuid.uuid4()), "transcripts": [entry]}
+    return relay("voicea.transcription", voiceaPayload=payload)
+
+
+def languages(service_id: str | None = "voicea-1", *allowed: str) -> dict[str, Any]:
+    """The caption service's answer to an announcement."""
+    payload = {
+        "translation": {"allowed_languages": list(allowed or ("de", "en")), "max_languages": 5},
+        "ASR": {"spoken_languages": ["en"]},
+    }
+    return relay("voicea.annc", {"from": service_id} if service_id else {}, voiceaPayload=payload)
+
+
+def answer(ok: bool = True, **payload: Any) -> dict[str, Any]:
+    """The caption service's answer to a request for a language."""
+    said = {"statusCode": 200} if ok else {"errorCode": 400, "message": "no"}
+    return relay("voicea.transl.rsp", voiceaPayload={**said, **payload})
+
+
+def said(link: FakeLink) -> list[str]:
+    """What was sent on a link about captions, each in a word or two."""
+    return [_in_short(json.loads(payload)) for payload in list(link.sent)]
+
+
+def _in_short(message: dict[str, Any]) -> str:
+    data = message["data"]
+    if message["type"] == "subchannelSubscriptionRequest":
+        assert [data["subscribe"], data["unsubscribe"]].count(["transcription"]) == 1
+        return "subscribe" if data["subscribe"] else "unsubscribe"
+    if data["relayType"] == "client.annc":
+        return "announce"
+    return f"ask {data['clientPayload']['translationLanguage']}"
+
+
+class Voicea:
+    """A caption service on every link that opens from now on. It answers before the send has returned.
+
+    Args:
+        world: Whose links.
+
+    Attributes:
+        service_id: Its id.
+        quiet: Whether it answers nothing.
+        refuses: Languages that it refuses.
+        asked: Languages it was asked for, and the `to` of each request.
+    """
+
+    def __init__(self, world: MeetingWorld) -> None:
+        self.service_id, self.quiet = "voicea-1", False
+        self.refuses: set[str] = set()
+        self.asked: list[tuple[str, Any]] = []
+        world.transport.on_open = self.open
+
+    def open(self, link: FakeLink) -> None:
+        send = link.send
+
+        def answering(payload: bytes, timeout: float | None) -> None:
+            send(payload, timeout)
+            self._take(link, json.loads(payload))
+
+        link.send = answering  # type: ignore[method-assign]
+        link.become_ready()
+
+    def _take(self, link: FakeLink, message: dict[str, Any]) -> None:
+        what = _in_short(message)
+        if what.startswith("ask "):
+            language = what.removeprefix("ask ")
+            self.asked.append((language, message["headers"].get("to")))
+            if not self.quiet:
+                give(link, answer(language not in self.refuses))
+        elif what == "announce" and not self.quiet:
+            give(link, languages(self.service_id))
+
+
+def captioning(world: MeetingWorld) -> Captioning:
+    join = world.meeting._join
+    assert join is not None
+    return join.captioning
+
+
+def are_said(link: FakeLink, *expected: str) -> None:
+    """Wait until this, and nothing else, was sent on a link."""
+    eventually(lambda: len(said(link)) >= len(expected), f"{said(link)} instead of {expected}")
+    assert said(link) == list(expected)
+
+
+def free(world: MeetingWorld) -> None:
+    """Nothing is held, and nobody is left marked as sending."""
+    found = captioning(world)
+    sending = found._sending
+    assert not found._lock.locked() and not sending._sending and not sending._again
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool = False) -> None:
+    """Have the first call of a method, on the thread that asks for this, be interrupted."""
+    method, strikes, me = getattr(owner, name), iter([True]), threading.current_thread()
+
+    def strike(*args: Any, **options: Any) -> Any:
+        if threading.current_thread() is not me or not next(strikes, False):
+            return method(*args, **options)
+        if after:
+            method(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, strike)
 
 
 @pytest.fixture

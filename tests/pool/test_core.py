@@ -190,13 +190,15 @@ def test_i97_no_user_code_runs_under_a_lock(
         monkeypatch.setattr(FakeLink, name, spy)
     spawn = ThreadGroup.spawn
 
-    def spawning(self: ThreadGroup, target: Callable[[], None], name: str) -> threading.Thread:
+    def spawning(
+        self: ThreadGroup, target: Callable[[], None], name: str, **options: bool
+    ) -> threading.Thread:
         look(f"spawn {name.partition('[')[0]}")
-        return spawn(self, target, name)
+        return spawn(self, target, name, **options)
 
     monkeypatch.setattr(ThreadGroup, "spawn", spawning)
     log_to(lambda message: look("log"))
-    pool.observe(session, lambda: look("observer"))
+    forget = pool.observe(session, lambda: look("observer"))
     recorder = Recorder().listen(session)
     session.on("event", lambda envelope: look("callback"))
 
@@ -215,6 +217,7 @@ def test_i97_no_user_code_runs_under_a_lock(
     held(transport, 6)
     pool.disconnect()
     recorder.wait("disconnected")
+    forget()  # closing the pool is told, too, and nothing can be looked at after that
     assert wrong == []
     assert seen == {
         *("resolve", "rejected", "get", "refresh", "open", "close", "abort", "retire", "resume", "send"),

@@ -432,7 +432,7 @@ def test_a_thread_that_cannot_start_strands_no_reader(
     got: list[Any] = []
     one.own.add("event", got.append)
 
-    def spawn(target: object, name: str) -> threading.Thread:
+    def spawn(target: object, name: str, **options: bool) -> threading.Thread:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as broken:
@@ -519,7 +519,7 @@ def test_t5_ctrl_c_while_the_thread_starts_leaves_nobody_deaf(
     one.own.add("online", got.append)
     spawn = one.threads.spawn
 
-    def interrupted(target: Callable[[], None], name: str) -> threading.Thread:
+    def interrupted(target: Callable[[], None], name: str, **options: bool) -> threading.Thread:
         if runs_all_the_same:
             spawn(target, name)
         raise KeyboardInterrupt

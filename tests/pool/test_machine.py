@@ -1125,7 +1125,7 @@ def test_the_log_tells_of_a_connect_before_anything_of_its_attempts(
     threads = pool._env.threads
     spawn = threads.spawn
 
-    def spawn_and_let_run(target: Callable[[], None], name: str) -> threading.Thread:
+    def spawn_and_let_run(target: Callable[[], None], name: str, **options: bool) -> threading.Thread:
         thread = spawn(target, name)
         thread.join(LONG)  # it runs to its end before its starter goes on
         return thread

@@ -580,8 +580,8 @@ def test_t2_close_from_two_callbacks_at_once(make: Make, monkeypatch: pytest.Mon
     together = threading.Barrier(2)
     took: list[float] = []
 
-    def slow(self: ThreadGroup, target: Callable[[], None], name: str) -> threading.Thread:
-        thread = spawn(self, target, name)
+    def slow(self: ThreadGroup, target: Callable[[], None], name: str, **options: bool) -> threading.Thread:
+        thread = spawn(self, target, name, **options)
         if "dispatcher" in name:
             gate.pass_through()
         return thread

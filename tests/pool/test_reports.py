@@ -464,6 +464,8 @@ def test_t4_a_read_that_brought_more_than_messages_is_not_paused_for_nothing(mak
     pool, transport = make(queue_size=2)
     session = pool.connect(URL)
     (link,) = transport.links
+    gate = Gate()  # the dispatcher stays where the test says it is
+    session.on("event", lambda envelope: gate.pass_through() if envelope.id == 1 else None)
     recorder = Recorder().listen(session, "event")
     delivery, fulls = machine_of(session)._delivery, iter([True])
     put = delivery.put
@@ -479,6 +481,7 @@ def test_t4_a_read_that_brought_more_than_messages_is_not_paused_for_nothing(mak
     room = link.owner.link_received(link, events)
     assert next(fulls, False) is False
     assert room is (link not in delivery._held), "who is told to pause must be resumed"
+    gate.open()
     assert [envelope.id for envelope in recorder.wait("event", 4)] == [1, 2, 3, 9]
 
 
