@@ -154,6 +154,12 @@ class Hearing:
 
     def _online(self, payload: Online) -> None:
         with self._lock:
+            is_known = payload.number in self._ours[payload.session_id]
+        if not is_known:
+            # The observer comes later: it runs on the thread of the socket, from which nothing has been
+            # delivered yet. Nor has it been lost, so it is the one to be seen now.
+            self._look(payload.session_id)
+        with self._lock:
             ours = self._ours[payload.session_id].get(payload.number, False)
             (self._open.add if ours else self._open.discard)(payload.session_id)
         if ours:

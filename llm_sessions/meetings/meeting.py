@@ -144,7 +144,7 @@ class Meeting(MeetingEvents):
                 if self._join is not None:
                     raise OwnershipError("this meeting is joined already; leave it first")
                 before = self._client._holding.take(join)
-                self._join, self._last_error = join, None
+                self._join = join
                 self._enter(joined.locus_url, tokens)
                 for session_id in SESSIONS:
                     if not self._client._tokens.has_handler(session_id):

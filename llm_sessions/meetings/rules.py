@@ -31,9 +31,6 @@ __all__ = [
     "Role",
     "Seen",
     "Step",
-    "Wait",
-    "is_demoted",
-    "is_promoted",
     "next_step",
     "read_roles",
     "wanted",
@@ -76,16 +73,6 @@ def read_roles(roles: Iterable[Role | str]) -> frozenset[Role]:
             raise ConfigurationError("roles", f"must be some of {allowed}, not {role!r}")
         found.add(known)
     return frozenset(found)
-
-
-def is_promoted(before: frozenset[Role], after: frozenset[Role]) -> bool:
-    """Whether an attendee became a panelist."""
-    return Role.ATTENDEE in before and Role.PANELIST in after - before
-
-
-def is_demoted(before: frozenset[Role], after: frozenset[Role]) -> bool:
-    """Whether a panelist became an attendee, or anybody newly is one; never so when `is_promoted`."""
-    return Role.ATTENDEE in after and (Role.ATTENDEE not in before or Role.PANELIST in before - after)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,14 +151,7 @@ class Disconnect:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Wait:
-    """Do nothing for now: this session is to be connected once the default channel is online."""
-
-    session_id: str
-
-
-Step: TypeAlias = Connect | Disconnect | Wait
+Step: TypeAlias = Connect | Disconnect
 
 
 def wanted(facts: Facts) -> Mapping[str, Channel]:
@@ -207,7 +187,7 @@ def next_step(facts: Facts, seen: Mapping[str, Seen], generation: int) -> Step |
         return step
     step = _towards(LLM_PRACTICE_SESSION, want, practice, generation, REPLACED)
     if isinstance(step, Connect) and default.state not in ONLINE:
-        return Wait(LLM_PRACTICE_SESSION)
+        return None  # until that is online
     return step
 
 

@@ -130,9 +130,10 @@ class Worker:
 
     def change(self, **facts: Any) -> None:
         """Change facts. Also what is not new begins a generation: it is a reason to try again."""
-        self.facts = dataclasses.replace(self.facts, **facts)
-        self.generation += 1
+        changed = dataclasses.replace(self.facts, **facts)
+        # First: whoever is woken waits for the lock. So Ctrl-C leaves no change that nobody is told of.
         self._notify()
+        self.facts, self.generation = changed, self.generation + 1
 
     def end(self) -> None:
         """Disconnect everything, and be through then."""
@@ -346,7 +347,7 @@ class Worker:
         life = self._lives[session_id]
         with self._lock:
             life.settled, life.error = generation, error
-            tell = not self._ending and session_id in wanted(self.facts)
+            tell = session_id in wanted(self.facts)
             self._notify()
         if tell and type(error) is not ConnectCancelled:
             self._guarded(lambda: self._failed(session_id, error))

@@ -273,13 +273,17 @@ class SessionCore:
 
         It must not block. Returns a function that ends it.
         """
-        with self._lock:
-            self._observers = (*self._observers, notify)
 
         def forget() -> None:
             with self._lock:
                 self._observers = tuple(one for one in self._observers if one is not notify)
 
+        try:
+            with self._lock:
+                self._observers = (*self._observers, notify)
+        except BaseException:  # Ctrl-C: nobody could end it any more
+            forget()
+            raise
         return forget
 
 

@@ -454,6 +454,23 @@ def test_a_request_that_is_under_way_goes_to_the_new_service_as_well(world: Meet
     assert asking.result().ok and service.asked[1:] == [("de", "voicea-2")]
 
 
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_late_answer_of_the_service_before_settles_no_request(world: MeetingWorld, ok: bool) -> None:
+    service = ready(world)
+    service.quiet = True
+    asking = Background(lambda: world.captions.request_language("de", LONG))
+    eventually(lambda: len(service.asked) == 1)
+    restart(service, world.link())
+    eventually(lambda: len(service.asked) == 2)
+    give(world.link(), answer(ok, "voicea-1"))
+    world.calm()
+    assert not asking.done and world.captions.language is None
+    give(world.link(), answer(not ok, "voicea-2"))
+    found = asking.result()
+    assert (found.ok, found.service_id) == (not ok, "voicea-2")
+    assert world.captions.language == (None if ok else "de")
+
+
 @pytest.mark.parametrize("how", ["refused", "unanswered"])
 def test_a_request_that_fails_leaves_the_language_to_the_new_service(world: MeetingWorld, how: str) -> None:
     service = ready(world)

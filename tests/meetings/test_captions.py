@@ -29,12 +29,14 @@ from tests.meetings.world import (
     MeetingWorld,
     Voicea,
     answer,
+    captioning,
     give,
     languages,
     locus,
     panelist,
     relay,
     said,
+    transcript,
     world,
 )
 from tests.support import LONG, SHORT, Background, Gate, eventually
@@ -389,3 +391,40 @@ def test_its_text_says_how_far_things_are(world: MeetingWorld) -> None:
     assert repr(world.captions) == "<Captions idle, announcement idle>"
     everything_on(world)
     assert repr(world.captions) == "<Captions enabled, announcement joined>"
+
+
+ASIDE: dict[str, tuple[Callable[[Captions], object], Callable[[], dict[str, Any]]]] = {
+    "wait_languages": (lambda captions: captions.wait_languages(3 * LONG), languages),
+    "request_language": (lambda captions: captions.request_language("de", 3 * LONG), answer),
+    "transcripts": (lambda captions: next(captions.transcripts(3 * LONG)), lambda: transcript("hello")),
+}
+
+
+@pytest.mark.parametrize("name", ASIDE)
+def test_t1_a_handler_of_the_meeting_gets_what_it_waits_for_though_its_queue_is_full(
+    world: MeetingWorld, name: str
+) -> None:
+    wait, comes = ASIDE[name]
+    begun, found, delivery = Gate(), [], world.meeting._delivery
+
+    def handler(payload: object) -> None:
+        begun.pass_through()
+        found.append(wait(world.captions))
+
+    delivery._limit = 1
+    world.join()
+    world.captions.announce()
+    world.meeting.once("locus.state_message", handler)
+    link = world.link()
+    give(link, {"id": "first", "data": {"eventType": "locus.state_message"}})
+    begun.wait_arrived()
+    give(link, *[relay(f"r{number}") for number in range(4)])
+    eventually(lambda: delivery._room._waiters)  # type: ignore[attr-defined]
+    begun.open()
+    if name == "transcripts":  # it hears what comes from its call on
+        eventually(lambda: captioning(world)._living())
+    elif name == "request_language":
+        eventually(lambda: "ask de" in said(link))
+    give(link, comes())
+    eventually(lambda: found)
+    world.calm()

@@ -133,3 +133,112 @@ def test_a_handler_may_bring_events_while_the_queue_is_full(delivery: MeetingDel
     delivery.on("relay", heard.named("relay"))
     delivery.put(JOIN, "online", 0)
     assert heard.wait("relay", 5) == list(range(5))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_t0_after_a_thread_that_could_not_start_the_next_event_starts_one(
+    delivery: MeetingDelivery,
+    threads: ThreadGroup,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    heard = Recorder()
+    delivery.on("relay", heard.named("relay"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "spawn", fail)
+        if isinstance(error, RuntimeError):
+            delivery.put(JOIN, "relay", 1)
+            assert "cannot start a dispatcher thread" in caplog.text
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                delivery.put(JOIN, "relay", 1)
+    delivery.put(JOIN, "relay", 2)
+    assert heard.wait("relay")[-1] == 2
+
+
+def test_t1_who_waits_for_room_goes_on_when_no_thread_can_start(
+    delivery: MeetingDelivery, threads: ThreadGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, spawn, heard, fails = Gate(), threads.spawn, Recorder(), iter([True])
+
+    def fail_once(*arguments: Any, **options: Any) -> Any:
+        if next(fails, False):
+            gate.pass_through()
+            raise RuntimeError("can't start new thread")
+        return spawn(*arguments, **options)
+
+    monkeypatch.setattr(threads, "spawn", fail_once)
+    delivery.on("relay", heard.named("relay"))
+    first = Background(lambda: delivery.put(JOIN, "relay", 0))
+    gate.wait_arrived()
+    delivery.put(JOIN, "relay", 1)
+    waiting = Background(lambda: delivery.put(JOIN, "relay", 2, wait=True))
+    eventually(lambda: delivery._room._waiters)  # type: ignore[attr-defined]
+    gate.open()
+    first.result()
+    waiting.result()
+    assert heard.wait("relay") == [2]
+
+
+def test_t5_a_thread_whose_start_was_interrupted_is_the_only_one(
+    delivery: MeetingDelivery, threads: ThreadGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, heard = threads.spawn, Recorder()
+
+    def strike(*arguments: Any, **options: Any) -> None:
+        spawn(*arguments, **options)
+        eventually(lambda: delivery._thread is not None)
+        raise KeyboardInterrupt
+
+    delivery.on("relay", heard.named("relay"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "spawn", strike)
+        with pytest.raises(KeyboardInterrupt):
+            delivery.put(JOIN, "relay", 1)
+    delivery.put(JOIN, "relay", 2)
+    heard.wait("relay")
+    eventually(lambda: len(threads.alive()) == 1)
+    delivery.put(JOIN, "relay", 3)
+    eventually(lambda: heard.payloads("relay")[-1] == 3)
+
+
+def test_t1_a_handler_that_waits_aside_makes_room_for_those_who_wait(delivery: MeetingDelivery) -> None:
+    begun, go_on, heard = Gate(), Gate(), Recorder()
+
+    def handler(payload: object) -> None:
+        begun.pass_through()
+        with delivery.aside():
+            go_on.pass_through()
+
+    delivery.on("online", handler)
+    delivery.on("relay", heard.named("relay"))
+    delivery.put(JOIN, "online", 0)
+    begun.wait_arrived()
+    for number in range(2):
+        delivery.put(JOIN, "relay", number, wait=True)
+    waiting = Background(lambda: delivery.put(JOIN, "relay", 2, wait=True))
+    eventually(lambda: delivery._room._waiters)  # type: ignore[attr-defined]
+    begun.open()
+    go_on.wait_arrived()
+    waiting.result()
+    delivery.put(JOIN, "relay", 3, wait=True)
+    go_on.open()
+    assert heard.wait("relay", 4) == [0, 1, 2, 3]
+
+
+def test_t1_who_is_no_handler_makes_no_room_by_waiting_aside(delivery: MeetingDelivery) -> None:
+    gate = Gate()
+    delivery.on("online", lambda payload: gate.pass_through())
+    delivery.put(JOIN, "online", 0)
+    gate.wait_arrived()
+    for number in range(2):
+        delivery.put(JOIN, "online", number)
+    with delivery.aside():
+        waiting = Background(lambda: delivery.put(JOIN, "online", 2, wait=True))
+        eventually(lambda: delivery._room._waiters)  # type: ignore[attr-defined]
+    gate.open()
+    waiting.result()

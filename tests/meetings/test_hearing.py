@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from llm_sessions import SessionState
 from llm_sessions.meetings.caption_events import Reaction, RelayEvent
-from llm_sessions.meetings.hearing import MAX_BINDINGS, MAX_REMEMBERED
-from tests.meetings.world import DEFAULT, PRACTICE_SESSION, MeetingWorld, give, locus, panelist, world
-from tests.support import FakeLink, eventually
+from llm_sessions.meetings.hearing import MAX_BINDINGS, MAX_REMEMBERED, Hearing
+from llm_sessions.protocol.mercury import EndCause, ShutdownAnnounced
+from tests.datachannel.world import CHANNEL, LOCUS
+from tests.meetings.world import (
+    DEFAULT,
+    PRACTICE_SESSION,
+    LogHandler,
+    MeetingWorld,
+    give,
+    locus,
+    logged_to,
+    panelist,
+    stay,
+    world,
+)
+from tests.support import LONG, Background, FakeLink, Gate, Recorder, called, eventually
 
 __all__ = ["world"]  # a fixture
+
+SWITCHED = "event:mercury_shutdown_switchover_complete"
 
 
 def message(number: int | str, event_type: str = "relay.event", route: str | None = None, **data: Any) -> Any:
@@ -69,6 +87,25 @@ def test_i81_after_reconnects_an_event_is_delivered_once(world: MeetingWorld) ->
     assert len(world.heard.payloads("relay")) == 2
 
 
+def test_i81_an_online_that_is_delivered_before_it_is_looked_at_is_not_lost(
+    world: MeetingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered, gate = called(monkeypatch, Hearing, "_online"), Gate()
+    world.join()
+    delivered.clear()
+    world.transport.on_open = stay
+    world.link().end()
+    (_, second) = world.transport.wait_links(2)
+    with logged_to(LogHandler(gate.pass_through, "background", "-> online")):
+        opening = Background(second.become_ready)
+        gate.wait_arrived()  # its observers have not been told
+        assert delivered.wait(LONG)
+        gate.open()
+        opening.result()
+    world.heard.wait("online", 2)
+    world.calm()
+
+
 def test_what_is_addressed_to_the_binding_before_a_reconnect_is_still_heard(world: MeetingWorld) -> None:
     world.meeting.join({"locus": locus()})
     world.heard.wait("online")
@@ -78,6 +115,37 @@ def test_what_is_addressed_to_the_binding_before_a_reconnect_is_still_heard(worl
     assert world.one.binding() != before
     give(world.links(DEFAULT)[1], message(1, route=before))
     world.heard.wait("relay")
+
+
+def test_i83_what_is_addressed_to_a_binding_between_two_switchovers_is_still_heard(
+    world: MeetingWorld,
+) -> None:
+    switched = Recorder()
+    world.join()
+    world.one.on(SWITCHED, switched.named("switched"))
+    bindings = [world.one.binding()]
+    for number in (1, 2):
+        give(world.links(DEFAULT)[-1], ShutdownAnnounced({"type": "shutdown"}))
+        switched.wait("switched", number)
+        bindings.append(world.one.binding())
+        world.links(DEFAULT)[number - 1].end(4001, "replaced by a switchover", EndCause.PEER)
+    give(world.links(DEFAULT)[2], message(1, route=bindings[1]), message(2, route="nobody"))
+    world.calm()
+    relayed = [one for one in world.heard.payloads("relay") if one.relay_type == "x"]
+    assert [one.route for one in relayed] == [bindings[1]] and len(set(bindings)) == 3
+
+
+def test_a_channel_that_is_switching_over_at_the_join_is_heard(world: MeetingWorld) -> None:
+    world.one.register_and_connect(LOCUS, CHANNEL)
+    world.transport.on_open = stay
+    give(world.link(), ShutdownAnnounced({"type": "shutdown"}))
+    (_, second) = world.transport.wait_links(2)
+    world.settle(DEFAULT, SessionState.SWITCHING)
+    world.meeting.join({"locus": locus()})
+    give(world.links(DEFAULT)[0], message(1))
+    (heard,) = world.heard.wait("relay")
+    assert heard.relay_type == "x"
+    second.become_ready()
 
 
 def test_malformed_events_are_logged_without_their_content_and_harm_nothing(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import responses
 
 from llm_sessions import (
     ConfigurationError,
@@ -23,6 +25,7 @@ from llm_sessions import (
 from llm_sessions.connection.transport import AttemptFailed
 from llm_sessions.meetings.meeting import Meeting
 from llm_sessions.meetings.worker import WARN_AFTER, Worker
+from llm_sessions.pool.owned import OwnedSessions
 from llm_sessions.protocol.closing import Failure
 from llm_sessions.protocol.mercury import EndCause
 from llm_sessions.testing.clock import ManualClock
@@ -30,12 +33,20 @@ from llm_sessions.testing.server import make_token
 from tests.datachannel.world import CHANNEL, LOCUS, OTHER, PRACTICE, good
 from tests.meetings.world import (
     DEFAULT,
+    DONE,
     FETCH,
     FETCH_PRACTICE,
+    NEXT_LOCUS,
     PRACTICE_SESSION,
     MeetingWorld,
+    gate_at,
+    give,
+    held,
     locus,
+    next_meeting,
     panelist,
+    relay,
+    stay,
     world,
 )
 from tests.support import LONG, SHORT, Background, FakeLink, Gate, eventually, run_together
@@ -44,24 +55,11 @@ __all__ = ["world"]  # a fixture
 
 S = SessionState
 BOTH = (DEFAULT, PRACTICE_SESSION)
-DONE = (3050, "done (permanent)")
 
 
 @pytest.fixture(autouse=True)
 def no_wait_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_sessions.datachannel.auth.REFUSAL_WAIT", 0.0)
-
-
-def held(gate: Gate, answer: tuple[int, Any]) -> Callable[[], tuple[int, Any]]:
-    def wait() -> tuple[int, Any]:
-        gate.pass_through()
-        return answer
-
-    return wait
-
-
-def stay(link: FakeLink) -> None:
-    """An `on_open` after which nothing is reported."""
 
 
 def both_online(world: MeetingWorld, **changes: Any) -> None:
@@ -89,22 +87,32 @@ def test_a_join_response_that_cannot_be_used_changes_nothing(world: MeetingWorld
     world.meeting.wait_online()
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda meeting: meeting.connect(),
-        lambda meeting: meeting.update_locus(locus()),
-        lambda meeting: meeting.update_roles(["PANELIST"]),
-        lambda meeting: meeting.update_practice_session(True),
-        lambda meeting: meeting.admit(),
-        lambda meeting: meeting.unadmit(),
-        lambda meeting: meeting.request_practice_session(True),
-        lambda meeting: meeting.wait_online(),
-    ],
-)
-def test_news_need_a_joined_meeting(world: MeetingWorld, call: Callable[[Meeting], object]) -> None:
+NEWS: dict[str, Callable[[Meeting], object]] = {
+    "connect": lambda meeting: meeting.connect(),
+    "update_locus": lambda meeting: meeting.update_locus(locus()),
+    "update_roles": lambda meeting: meeting.update_roles(["PANELIST"]),
+    "update_practice_session": lambda meeting: meeting.update_practice_session(True),
+    "admit": lambda meeting: meeting.admit(),
+    "unadmit": lambda meeting: meeting.unadmit(),
+    "request_practice_session": lambda meeting: meeting.request_practice_session(True),
+    "wait_online": lambda meeting: meeting.wait_online(),
+}
+
+
+@pytest.mark.parametrize("name", NEWS)
+def test_news_need_a_joined_meeting(world: MeetingWorld, name: str) -> None:
     with pytest.raises(LocalProtocolError, match="no meeting is joined"):
-        call(world.meeting)
+        NEWS[name](world.meeting)
+
+
+@pytest.mark.parametrize("name", [*NEWS, "join"])
+@pytest.mark.parametrize("whose", ["client", "pool"])
+def test_t0_after_a_close_every_call_says_so(world: MeetingWorld, whose: str, name: str) -> None:
+    world.join()
+    {"client": world.one, "pool": world.pool}[whose].close()
+    with pytest.raises(PoolClosed):
+        {**NEWS, "join": lambda meeting: meeting.join(panelist())}[name](world.meeting)
+    world.meeting.leave()
 
 
 def test_without_auto_connect_tokens_are_kept_and_nothing_connects(
@@ -279,24 +287,28 @@ def test_i74_an_online_between_the_look_and_the_wait_is_not_lost(
     world: MeetingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, looked = Gate(), Gate()
-    original = Worker._wait
+    original = Worker._choose
 
-    def wait(worker: Worker, changes: int, seconds: float | None) -> None:
+    def choose(worker: Worker, *arguments: Any) -> Any:
+        step = original(worker, *arguments)
         if world.state() is S.CONNECTING:
             looked.pass_through()
-        original(worker, changes, seconds)
+        return step
 
     def open_late(link: FakeLink) -> None:
         opened.pass_through()
         link.become_ready()
 
-    monkeypatch.setattr(Worker, "_wait", wait)
+    monkeypatch.setattr(Worker, "_choose", choose)
     world.transport.on_open = open_late
     world.meeting.join(panelist())
     looked.wait_arrived()  # it has seen that the main channel is not online
     opened.wait_arrived()
+    join = world.meeting._join
+    assert join is not None
+    before = join.worker._changes
     opened.open()
-    world.one.session().wait_online(LONG)
+    eventually(lambda: world.state() is S.ONLINE and join.worker._changes > before)
     looked.open()
     world.meeting.wait_online(PRACTICE_SESSION)
 
@@ -513,6 +525,25 @@ def test_i61_a_token_that_was_fetched_for_a_meeting_that_was_left_is_not_stored(
     assert world.posts == [(CHANNEL, second)] and world.one.get_token() == second
 
 
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_i61_the_refresh_handler_of_a_meeting_that_was_left_returns_no_token(
+    world: MeetingWorld, when: str
+) -> None:
+    world.join()
+    assert world.meeting._join is not None
+    handler, asked, gate = world.meeting._join.handlers[DEFAULT], len(world.fetched), Gate()
+    world.fetches = [held(gate, (200, {"datachannelToken": make_token()}))]
+    if when == "before":
+        world.meeting.leave()
+    asking = Background(handler)
+    if when == "during":
+        gate.wait_arrived()
+        world.meeting.leave()
+    gate.open()
+    assert isinstance(asking.error(), TokenRefreshError)
+    assert len(world.fetched) == asked + (when == "during")
+
+
 def test_i78_the_listeners_of_a_join_are_gone_after_leave(world: MeetingWorld) -> None:
     table = world.one._sessions.listeners(DEFAULT)
     both_online(world)
@@ -537,17 +568,16 @@ def test_i94_no_handler_begins_after_leave_has_begun(world: MeetingWorld) -> Non
 
 
 def test_leave_from_a_handler_and_join_again_there(world: MeetingWorld) -> None:
-    rejoined: list[str] = []
+    rejoined = threading.Event()
 
     def again(payload: Any) -> None:
-        if not rejoined:
-            rejoined.append(payload.session_id)
-            world.meeting.leave()
-            world.meeting.join({"locus": locus()})
+        world.meeting.leave()
+        world.meeting.join({"locus": locus()})
+        rejoined.set()
 
-    world.meeting.on("online", again)
+    world.meeting.once("online", again)
     world.meeting.join({"locus": locus()})
-    eventually(lambda: rejoined and world.meeting.joined)
+    assert rejoined.wait(LONG)
     world.meeting.wait_online()
     assert len(world.posts) == 2
 
@@ -702,3 +732,164 @@ def test_a_program_that_takes_its_listeners_back_leaves_the_meetings_alone(world
         world.pool.off(name, session_id=DEFAULT)
     world.links(DEFAULT)[0].end()
     assert len(world.heard.wait("online", 2)) == 2
+
+
+# -- what a locus says, and what has been said since ---------------------------------------------------------
+
+
+class Reading(dict[str, Any]):
+    """A locus during whose reading something happens, once."""
+
+    def __init__(self, content: dict[str, Any], act: Callable[[], object]) -> None:
+        super().__init__(content)
+        self._acts = iter([act])
+
+    def get(self, key: str, default: Any = None) -> Any:
+        for act in self._acts:
+            act()
+        return super().get(key, default)
+
+
+def test_i67_a_locus_that_is_read_during_a_leave_brings_no_token(world: MeetingWorld) -> None:
+    world.meeting.join({"locus": locus()})
+    with pytest.raises(LocalProtocolError):
+        world.meeting.update_locus(
+            Reading(locus(tokens={"datachannelToken": make_token()}), world.meeting.leave)
+        )
+    assert world.one.get_token() is None
+
+
+def test_i67_a_locus_that_is_read_during_a_leave_and_a_join_is_not_the_next_meetings(
+    world: MeetingWorld,
+) -> None:
+    def again() -> None:
+        world.meeting.leave()
+        world.meeting.join(next_meeting())
+
+    world.meeting.join({"locus": locus()})
+    with pytest.raises(ConfigurationError, match="another meeting"):
+        world.meeting.update_locus(Reading(locus(tokens={"datachannelToken": make_token()}), again))
+    world.meeting.wait_online()
+    assert world.one.locus_url() == NEXT_LOCUS
+
+
+def test_a_locus_that_is_read_during_another_update_takes_nothing_back(world: MeetingWorld) -> None:
+    def update() -> None:
+        world.meeting.update_locus({"url": LOCUS, "self": {"id": "other"}})
+
+    world.meeting.join({"locus": locus()})
+    world.meeting.update_locus(Reading({"url": LOCUS}, update))
+    assert world.meeting._join is not None and world.meeting._join.joined.participant_id == "other"
+
+
+def test_i65_the_roles_of_the_join_do_not_come_back_with_a_locus_without_roles(world: MeetingWorld) -> None:
+    both_online(world)
+    world.meeting.update_roles(["ATTENDEE"])
+    world.settle(PRACTICE_SESSION, S.IDLE)
+    world.meeting.update_locus({"url": LOCUS})
+    world.rest()
+    assert len(world.posted(PRACTICE)) == 1 and world.state(PRACTICE_SESSION) is S.IDLE
+    world.meeting.update_roles(["PANELIST"])
+    world.meeting.wait_online(PRACTICE_SESSION)
+    world.meeting.update_practice_session(False)
+    world.settle(PRACTICE_SESSION, S.IDLE)
+    world.meeting.update_locus({"url": LOCUS})
+    world.rest()
+    assert len(world.posted(PRACTICE)) == 2
+
+
+def test_the_programs_own_refresh_handler_is_the_one_that_is_asked(world: MeetingWorld) -> None:
+    token = make_token()
+    world.one.set_refresh_handler(lambda: token, DEFAULT)
+    world.meeting.join({"locus": locus()})
+    world.meeting.wait_online()
+    assert world.posts == [(CHANNEL, token)] and world.fetched == []
+    world.meeting.leave()
+    assert world.one._tokens.has_handler(DEFAULT) and not world.one._tokens.has_handler(PRACTICE_SESSION)
+
+
+def test_the_own_id_is_quoted_in_the_address_that_tokens_are_fetched_from(world: MeetingWorld) -> None:
+    token, asked = make_token(), []
+    url = f"{LOCUS}/participant/a%2Fb%3Fc/datachannel/token"
+
+    def fetch(request: Any) -> tuple[int, dict[str, str], str]:
+        asked.append(request.url)
+        return 200, {}, json.dumps({"datachannelToken": token})
+
+    world.service.add_callback(responses.GET, url, fetch)
+    found = locus()
+    found["self"]["id"] = "a/b?c"
+    world.meeting.join({"locus": found})
+    world.meeting.wait_online()
+    assert asked == [url] and world.posts == [(CHANNEL, token)]
+
+
+# -- the last error ------------------------------------------------------------------------------------------
+
+
+def test_the_last_error_outlives_the_leave_and_every_close(world: MeetingWorld) -> None:
+    world.answers = [(400, {"message": "no"})]
+    world.meeting.join({"locus": locus()})
+    (failed,) = world.heard.wait("failed")
+    for end in (world.meeting.leave, world.one.close, world.pool.close):
+        end()
+        assert world.meeting.last_error is failed.error and not world.meeting.joined
+
+
+def test_a_join_has_no_error_yet(world: MeetingWorld) -> None:
+    world.answers = [(400, {"message": "no"})]
+    world.meeting.join({"locus": locus()})
+    world.heard.wait("failed")
+    world.meeting.leave()
+    world.meeting.join({"locus": locus()})
+    assert world.meeting.last_error is None
+    world.meeting.wait_online()
+    world.meeting.leave()
+    assert world.meeting.last_error is None
+
+
+# -- handlers ------------------------------------------------------------------------------------------------
+
+
+def test_i94_a_handler_begins_no_more_though_the_channels_are_not_closed_yet(
+    world: MeetingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, ending = Gate(), gate_at(monkeypatch, OwnedSessions, "begin_disconnect")
+    world.meeting.once("online", lambda payload: handler.pass_through())
+    world.meeting.join({"locus": locus()})
+    handler.wait_arrived()
+    give(world.link(), relay("late"))
+    delivery = world.meeting._delivery
+    eventually(lambda: any(name == "relay" for _, name, _ in delivery._queue))
+    world.meeting.leave(timeout=0)
+    ending.wait_arrived()
+    handler.open()
+    eventually(lambda: not delivery._running or world.heard.payloads("relay"))
+    ending.open()
+    assert world.heard.payloads("relay") == []
+
+
+@pytest.mark.parametrize("joined", ["still", "left"])
+def test_t2_closing_the_pool_ends_the_thread_of_the_handlers(world: MeetingWorld, joined: str) -> None:
+    world.join()
+    assert world.meeting._delivery._running
+    if joined == "left":
+        world.meeting.leave()
+    world.pool.close()
+    assert world.pool.stats().threads == 0 and not world.meeting._delivery._running
+
+
+def test_t2_closing_the_pool_ends_those_who_wait_for_room_and_for_captions(world: MeetingWorld) -> None:
+    handler, delivery = Gate(), world.meeting._delivery
+    delivery._limit = 1
+    world.join()
+    world.meeting.once("relay", lambda event: handler.pass_through())
+    waiting = Background(world.captions.wait_languages)
+    give(world.link(), *[relay(f"r{number}") for number in range(4)])
+    handler.wait_arrived()
+    eventually(lambda: delivery._room._waiters)  # type: ignore[attr-defined]
+    closing = Background(lambda: world.pool.close(timeout=2 * LONG))
+    assert isinstance(waiting.error(), PoolClosed)
+    eventually(lambda: not delivery._room._waiters)  # type: ignore[attr-defined]
+    handler.open()
+    closing.result()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import pytest
@@ -19,9 +18,6 @@ from llm_sessions.meetings.rules import (
     Facts,
     Role,
     Seen,
-    Wait,
-    is_demoted,
-    is_promoted,
     next_step,
     read_roles,
     wanted,
@@ -76,36 +72,6 @@ def test_roles_are_a_list(roles: Any) -> None:
         read_roles(roles)
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "promoted", "demoted"),
-    [
-        ("attendee", "panelist", True, False),
-        ("attendee", "attendee panelist", True, False),
-        ("attendee cohost", "panelist", True, False),
-        ("attendee panelist", "panelist", False, False),  # was a panelist all the time
-        ("", "panelist", False, False),
-        ("panelist", "attendee", False, True),
-        ("panelist attendee", "attendee", False, True),
-        ("panelist", "panelist attendee", False, True),
-        ("cohost", "attendee", False, True),
-        ("", "attendee", False, True),
-        ("panelist", "", False, False),
-        ("attendee", "attendee", False, False),
-        ("panelist", "panelist", False, False),
-        ("attendee panelist", "attendee panelist", False, False),
-        ("moderator", "cohost panelist", False, False),
-    ],
-)
-def test_promoted_and_demoted(before: str, after: str, promoted: bool, demoted: bool) -> None:
-    roles = read_roles(before.split()), read_roles(after.split())
-    assert (is_promoted(*roles), is_demoted(*roles)) == (promoted, demoted)
-
-
-def test_nobody_is_promoted_and_demoted_at_once() -> None:
-    sets = [frozenset(some) for size in range(5) for some in itertools.combinations(Role, size)]
-    assert not [pair for pair in itertools.product(sets, sets) if is_promoted(*pair) and is_demoted(*pair)]
-
-
 # What is wanted
 
 
@@ -150,7 +116,7 @@ def test_the_practice_session_takes_a_panelist_a_url_and_being_on(missing: dict[
 def test_without_the_main_url_the_practice_session_waits(url: str | None) -> None:
     facts = dataclasses.replace(PANELIST, datachannel_url=url)
     assert wanted(facts) == {PRACTICE: INNER}
-    assert next_step(facts, {}, 1) == Wait(PRACTICE)
+    assert next_step(facts, {}, 1) is None
 
 
 def test_nobody_wants_anything_at_first() -> None:
@@ -169,7 +135,7 @@ def test_the_default_channel_comes_first() -> None:
 @pytest.mark.parametrize("state", SessionState)
 def test_the_practice_session_is_started_only_while_the_default_one_is_online(state: SessionState) -> None:
     step = next_step(PANELIST, {DEFAULT: Seen(MAIN, state, 1)}, 1)
-    assert step == (Connect(PRACTICE, INNER) if state in ONLINE else Wait(PRACTICE))
+    assert step == (Connect(PRACTICE, INNER) if state in ONLINE else None)
 
 
 @pytest.mark.parametrize("practice", sorted(BUSY, key=str))
@@ -208,7 +174,7 @@ def test_other_urls_end_the_default_channel_and_connect_it_anew(
     there = seen(state)
     assert next_step(facts, there, 2) == Disconnect(DEFAULT, 3050, "done (permanent)")
     there[DEFAULT] = Seen(MAIN, SessionState.DISCONNECTING)
-    assert next_step(facts, there, 2) == Wait(PRACTICE)
+    assert next_step(facts, there, 2) is None
     there[DEFAULT] = Seen()
     assert next_step(facts, there, 2) == Connect(DEFAULT, wanted(facts)[DEFAULT])
 
@@ -230,13 +196,12 @@ def test_a_session_that_somebody_else_connected_is_taken_over() -> None:
 @pytest.mark.parametrize("session_id", [DEFAULT, PRACTICE])
 def test_i80_what_ended_for_good_waits_for_a_new_fact(session_id: str) -> None:
     there = {DEFAULT: Seen(MAIN, SessionState.ONLINE), session_id: Seen(BOTH[session_id], OFFLINE, 5)}
-    rest = Wait(PRACTICE) if session_id == DEFAULT else None
-    assert next_step(PANELIST, there, 5) == rest
-    assert next_step(PANELIST, there, 4) == rest  # an old look at the facts tries nothing either
+    assert next_step(PANELIST, there, 5) is None
+    assert next_step(PANELIST, there, 4) is None  # an old look at the facts tries nothing either
     assert next_step(PANELIST, there, 6) == Connect(session_id, BOTH[session_id])
     # An end that was told before its session was seen at rest counts too.
     there[session_id] = Seen(None, IDLE, 5)
-    assert next_step(PANELIST, there, 5) == rest
+    assert next_step(PANELIST, there, 5) is None
 
 
 # All of it: any facts in any order, any fate of any session, and the steps between them
@@ -258,7 +223,7 @@ class World:
         one = self.seen[session_id]
         self.seen[session_id] = dataclasses.replace(one, state=next_state(one.state, trigger), **more)
 
-    def step(self) -> Connect | Disconnect | Wait | None:
+    def step(self) -> Connect | Disconnect | None:
         step = next_step(self.facts, self.seen, self.generation)
         assert step is None or wanted(self.facts) or self.open
         if isinstance(step, Connect):
@@ -272,10 +237,6 @@ class World:
             # Never of what is right as it is, and never twice: DISCONNECTING takes no DISCONNECT.
             assert self.seen[step.session_id].channel != wanted(self.facts).get(step.session_id)
             self.happen(step.session_id, Trigger.DISCONNECT)
-        elif isinstance(step, Wait):
-            assert step == Wait(PRACTICE)
-            assert PRACTICE in wanted(self.facts) and self.seen[PRACTICE].state not in BUSY
-            assert self.seen[DEFAULT].state not in ONLINE
         return step
 
     def let_happen(self, session_id: str) -> bool:
@@ -304,7 +265,7 @@ class World:
         for taken in range(20):
             step = self.step()
             moved = [self.let_happen(session_id) for session_id in self.seen]
-            if (step is None or isinstance(step, Wait)) and not any(moved):
+            if step is None and not any(moved):
                 return taken
         raise AssertionError("the steps do not come to an end")
 
@@ -338,7 +299,7 @@ class Meetings(RuleBasedStateMachine):
     def a_step_is_taken(self) -> None:
         before = dict(self.world.seen)
         step = self.world.step()
-        if step is None or isinstance(step, Wait):
+        if step is None:
             assert self.world.seen == before
         else:
             assert self.world.step() != step  # not before something has come of it
@@ -408,7 +369,7 @@ def test_i73_one_wait_however_many_updates() -> None:
     assert world.step() == Connect(DEFAULT, MAIN)
     for _ in range(20):
         world.change(practice_enabled=True)
-        assert world.step() == Wait(PRACTICE)
+        assert world.step() is None
     world.let_happen(DEFAULT)
     assert [world.step(), world.step()] == [Connect(PRACTICE, INNER), None]
 
@@ -420,7 +381,7 @@ def test_i73_one_wait_however_many_updates() -> None:
 )
 def test_i75_what_is_taken_back_while_it_waits_never_starts(change: dict[str, Any]) -> None:
     there = seen(CONNECTING)
-    assert next_step(PANELIST, there, 1) == Wait(PRACTICE)
+    assert next_step(PANELIST, there, 1) is None
     facts = dataclasses.replace(PANELIST, **change)
     there = seen(SessionState.ONLINE)
     assert next_step(facts, there, 2) in (None, Disconnect(DEFAULT, 3050, "done (permanent)"))
@@ -428,4 +389,4 @@ def test_i75_what_is_taken_back_while_it_waits_never_starts(change: dict[str, An
 
 def test_i76_the_default_channel_drops_before_the_practice_session_begins() -> None:
     assert next_step(PANELIST, seen(SessionState.ONLINE), 1) == Connect(PRACTICE, INNER)
-    assert next_step(PANELIST, seen(SessionState.RECONNECTING), 1) == Wait(PRACTICE)
+    assert next_step(PANELIST, seen(SessionState.RECONNECTING), 1) is None

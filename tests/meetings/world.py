@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,12 +20,16 @@ from llm_sessions.meetings.captions import Captions
 from llm_sessions.meetings.meeting import Meeting
 from llm_sessions.meetings.worker import Worker
 from llm_sessions.testing.server import make_token
-from tests.datachannel.world import CHANNEL, LOCUS, PRACTICE, World
-from tests.support import FakeLink, Recorder, eventually
+from tests.datachannel.world import CHANNEL, LOCUS, OTHER, PRACTICE, World
+from tests.support import FakeLink, Gate, Recorder, eventually
 
 DEFAULT, PRACTICE_SESSION = LLM_DEFAULT_SESSION, LLM_PRACTICE_SESSION
 FETCH = f"{LOCUS}/participant/me/datachannel/token"
 FETCH_PRACTICE = f"{LOCUS}/participant/me/practiceSession/datachannel/token"
+DONE = (3050, "done (permanent)")
+
+NEXT_LOCUS = "https://locus.example/locus/2"
+"""Another meeting's, whose data channel is `OTHER`."""
 
 
 class MeetingWorld(World):
@@ -43,10 +49,11 @@ class MeetingWorld(World):
         self.controls: list[tuple[str, Any]] = []
         self.grants: list[Callable[[], tuple[int, Any]]] = []
         self._marks = itertools.count(1)
-        for url in (FETCH, FETCH_PRACTICE):
-            self.service.add_callback(responses.GET, url, self._fetch)
-        self.service.add_callback(responses.PATCH, f"{LOCUS}/controls", self._control)
-        self.service.add_callback(responses.PUT, f"{LOCUS}/controls/", self._grant)
+        for url in (LOCUS, NEXT_LOCUS):
+            for fetch in (FETCH, FETCH_PRACTICE):
+                self.service.add_callback(responses.GET, fetch.replace(LOCUS, url), self._fetch)
+            self.service.add_callback(responses.PATCH, f"{url}/controls", self._control)
+            self.service.add_callback(responses.PUT, f"{url}/controls/", self._grant)
         self.one = self.client()
         self.meeting = Meeting(self.one)
         self.heard = Recorder()
@@ -114,15 +121,19 @@ class MeetingWorld(World):
                         f"{session_id} is stuck",
                     )
 
+    def flush(self) -> None:
+        """Wait until the meeting's handlers have got everything that was put before this."""
+        mark = f"mark-{next(self._marks)}"
+        self.meeting._delivery.put(self.meeting._join, "failed", mark)
+        eventually(lambda: mark in self.heard.payloads("failed"), "the meeting's handlers are stuck")
+
     @property
     def worker(self) -> Worker:
-        join = self.meeting._join
-        assert join is not None
-        return join.worker
+        return worker_of(self.meeting)
 
-    def rest(self) -> None:
-        """Wait until the worker has nothing to do any more."""
-        worker = self.worker
+    def rest(self, meeting: Meeting | None = None) -> None:
+        """Wait until the worker, of `meeting` if one is given, has nothing to do any more."""
+        worker = worker_of(meeting or self.meeting)
 
         def waits() -> bool:
             with worker._lock:
@@ -131,9 +142,15 @@ class MeetingWorld(World):
         eventually(waits, "the worker does not come to rest")
 
 
+def worker_of(meeting: Meeting) -> Worker:
+    join = meeting._join
+    assert join is not None
+    return join.worker
+
+
 def locus(**changes: Any) -> dict[str, Any]:
-    """A locus; with `roles`, `practice` (on or not), `tokens`, `channel`, `practice_url`."""
-    found: dict[str, Any] = {"url": LOCUS, "info": {}, "self": {"id": "me"}}
+    """A locus; with `url`, `roles`, `practice` (on or not), `tokens`, `channel`, `practice_url`."""
+    found: dict[str, Any] = {"url": changes.get("url", LOCUS), "info": {}, "self": {"id": "me"}}
     channel, practice_url = changes.get("channel", CHANNEL), changes.get("practice_url", PRACTICE)
     if channel is not None:
         found["info"]["datachannelUrl"] = channel
@@ -151,6 +168,42 @@ def locus(**changes: Any) -> dict[str, Any]:
 def panelist(**changes: Any) -> dict[str, Any]:
     """What a panelist gets for joining while the practice session is on."""
     return {"locus": locus(roles=["PANELIST"], practice=True, **changes)}
+
+
+def next_meeting(**changes: Any) -> dict[str, Any]:
+    """What one gets for joining another meeting, which has no practice session."""
+    return {"locus": locus(url=NEXT_LOCUS, channel=OTHER, practice_url=None, **changes)}
+
+
+def stay(link: FakeLink) -> None:
+    """An `on_open` after which nothing is reported, or an `on_close` that nobody answers."""
+
+
+def held(gate: Gate, answer: tuple[int, Any]) -> Callable[[], tuple[int, Any]]:
+    """An answer that comes when the gate is opened."""
+
+    def wait() -> tuple[int, Any]:
+        gate.pass_through()
+        return answer
+
+    return wait
+
+
+def gate_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool = False) -> Gate:
+    """Have the next call of a method stop at the gate that is returned: before it, or once it is done."""
+    gate, method, turns = Gate(), getattr(owner, name), iter([True])
+
+    def call(*args: Any, **options: Any) -> Any:
+        mine = next(turns, False)
+        if mine and not after:
+            gate.pass_through()
+        found = method(*args, **options)
+        if mine and after:
+            gate.pass_through()
+        return found
+
+    monkeypatch.setattr(owner, name, call)
+    return gate
 
 
 def give(link: FakeLink, *messages: Any) -> None:
@@ -181,10 +234,11 @@ def languages(service_id: str | None = "voicea-1", *allowed: str) -> dict[str, A
     return relay("voicea.annc", {"from": service_id} if service_id else {}, voiceaPayload=payload)
 
 
-def answer(ok: bool = True, **payload: Any) -> dict[str, Any]:
+def answer(ok: bool = True, service_id: str | None = None, **payload: Any) -> dict[str, Any]:
     """The caption service's answer to a request for a language."""
     said = {"statusCode": 200} if ok else {"errorCode": 400, "message": "no"}
-    return relay("voicea.transl.rsp", voiceaPayload={**said, **payload})
+    headers = {"from": service_id} if service_id else {}
+    return relay("voicea.transl.rsp", headers, voiceaPayload={**said, **payload})
 
 
 def said(link: FakeLink) -> list[str]:
@@ -273,6 +327,38 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, af
         raise KeyboardInterrupt
 
     monkeypatch.setattr(owner, name, strike)
+
+
+class LogHandler(logging.Handler):
+    """A program's log handler that does something at some records, on the thread that logs them.
+
+    Args:
+        act: What it does.
+        thread: How the names of the threads begin on which it does.
+        text: What a record has to say for it.
+    """
+
+    def __init__(self, act: Callable[[], object], thread: str, text: str = "") -> None:
+        super().__init__(logging.DEBUG)
+        self._act, self._thread, self._text = act, thread, text
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if threading.current_thread().name.startswith(self._thread) and self._text in record.getMessage():
+            self._act()
+
+
+@contextlib.contextmanager
+def logged_to(handler: logging.Handler) -> Iterator[None]:
+    """Have everything that the library logs go to a handler, too."""
+    logger = logging.getLogger("llm_sessions")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @pytest.fixture
