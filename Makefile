@@ -44,7 +44,7 @@ check: $(DEV) ## what must pass before a merge: format, lint, types, tests with 
 	echo '== lint'; $(RUN) ruff check . || failed="$$failed lint"; \
 	echo '== types'; $(RUN) mypy --strict || failed="$$failed types"; \
 	echo '== tests'; \
-	$(RUN) pytest --cov --cov-report=term --cov-fail-under=95 $(ARGS) || failed="$$failed tests"; \
+	$(RUN) pytest -n auto --cov --cov-report=term --cov-fail-under=95 $(ARGS) || failed="$$failed tests"; \
 	[ -z "$$failed" ] || { echo "== failed:$$failed" >&2; exit 1; }
 
 format: $(DEV) ## format the code, and repair what lint can repair

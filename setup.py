@@ -48,6 +48,7 @@ DEV = [
     "pytest>=9",  # faulthandler_exit_on_timeout
     "pytest-cov>=6",
     "pytest-randomly>=3.16",
+    "pytest-xdist>=3.6",
     "pytest-timeout>=2.3",
     "responses>=0.25",
     "ruff>=0.17.5,<0.18",  # its formatter changes between minor releases, and `make check` compares

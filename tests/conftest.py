@@ -34,6 +34,17 @@ def ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def plain_locks() -> Iterator[None]:
+    """For Ctrl-C by a real signal: a lock that checks its rank is Python, and can be interrupted half-way.
+
+    Name it first among a test's fixtures: it counts for locks that are made later.
+    """
+    _sync.check_lock_order(False)
+    yield
+    _sync.check_lock_order(True)
+
+
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
     """A test that leaves a thread or a descriptor fails."""

@@ -279,7 +279,7 @@ def test_whoever_waits_for_another_is_patient_but_not_for_ever(
 
 
 @pytest.mark.parametrize("leads", [True, False], ids=["leader", "follower"])
-def test_t5_ctrl_c_strands_nobody(server: LocalServer, make: Make, leads: bool) -> None:
+def test_t5_ctrl_c_strands_nobody(plain_locks: None, server: LocalServer, make: Make, leads: bool) -> None:
     device = make()
     server.hold_rest()
     others: list[Background] = []

@@ -382,7 +382,7 @@ def test_d6_an_unusable_answer_is_temporary(service: TokenService, bad: str) -> 
     assert tokens.get() == "s3cret-access-2"
 
 
-def test_t5_ctrl_c_in_a_waiting_caller_strands_nobody(service: TokenService) -> None:
+def test_t5_ctrl_c_in_a_waiting_caller_strands_nobody(plain_locks: None, service: TokenService) -> None:
     gate = held(service)
     tokens = service.tokens()
 

@@ -466,7 +466,7 @@ CALLS = [
 
 @pytest.mark.parametrize("name", CALLS)
 def test_t5_ctrl_c_interrupts_every_blocking_call_and_strands_no_other_caller(
-    server: LocalServer, make_pool: MakePool, name: str
+    plain_locks: None, server: LocalServer, make_pool: MakePool, name: str
 ) -> None:
     blocking = Blocking(server, make_pool(force_close_delay=LONG, send_timeout=LONG), name)
     other = Background(blocking.call)

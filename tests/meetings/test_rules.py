@@ -106,7 +106,7 @@ def test_i66_without_being_in_the_meeting_nothing_is_wanted(missing: dict[str, A
         {"practice_url": None},
         {"practice_url": ""},
     ],
-    ids=str,
+    ids=range(6),
 )
 def test_the_practice_session_takes_a_panelist_a_url_and_being_on(missing: dict[str, Any]) -> None:
     assert wanted(dataclasses.replace(PANELIST, **missing)) == {DEFAULT: MAIN}

@@ -502,7 +502,7 @@ def test_t16_a_run_that_succeeds_while_its_last_caller_leaves(
     assert call.result().online
 
 
-def test_t5_ctrl_c_in_the_last_caller_ends_a_first_run(make: Make) -> None:
+def test_t5_ctrl_c_in_the_last_caller_ends_a_first_run(plain_locks: None, make: Make) -> None:
     pool, transport = make()
     transport.on_open = hold
     session = pool.session()
