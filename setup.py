@@ -36,7 +36,10 @@ RUNTIME = [
 TESTING = ["h11>=0.14", "wsproto>=1.2", "trustme>=1.1"]
 SPEED = ["orjson>=3.10"]
 CLI = ["rich>=13.7"]
-SOCKS = ["python-socks>=2.4"]
+SOCKS = [
+    "python-socks>=2.4.4,<4",  # its objects without I/O for SOCKS5, the same from 2.4.4 to 3.2.1
+    "PySocks>=1.7",  # for requests
+]
 DEV = [
     *TESTING,
     *SPEED,

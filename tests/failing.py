@@ -14,8 +14,11 @@ import pytest
 import trustme
 
 from llm_sessions import ConfigurationError, Endpoint, RegistrationError, Target
+from llm_sessions.pool.sources import Unreachable
+from llm_sessions.protocol.closing import Failure
 from llm_sessions.testing.server import LocalServer, ServerConnection
 from tests.peers import Peer, full_backlog, read_request, reset
+from tests.proxies import HOST, Proxy, clean_environment, say
 from tests.support import LONG, SHORT
 
 
@@ -256,6 +259,79 @@ def tls_to_a_plain_port(world: World) -> None:
     world.goes_to(plain.url().replace("ws://", "wss://"))
 
 
+def mutual_tls(known: bool) -> Way:
+    """A server that lets nobody in without a certificate; the client has one of a stranger, or none."""
+
+    def way(world: World) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        world.authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+        world.authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+        server = world.stack.enter_context(LocalServer(ssl_context=context, strict=False))
+        world.goes_to(server.url())
+        if known:
+            client = ssl.create_default_context()
+            world.authority.configure_trust(client)
+            trustme.CA().issue_cert("stranger.example").configure_cert(client)
+            world.tune = lambda request: dataclasses.replace(request, ssl_context=client)
+
+    return way
+
+
+def too_old(world: World) -> None:
+    def script(peer: Peer, sock: Any) -> None:
+        sock.recv(1 << 16)
+        sock.sendall(b"\x15\x03\x01\x00\x02\x02\x46")  # alert: protocol version
+        peer.hold()
+
+    peer = world.stack.enter_context(Peer(script))
+    world.goes_to(f"wss://127.0.0.1:{peer.port}/")
+
+
+def rest_untrusted(world: World) -> None:
+    error = Unreachable("s", "POST x failed: the certificate of h:1 is not valid: it has expired (1)")
+    error.failure = Failure.UNTRUSTED
+    world.raises(error)
+
+
+def proxied(url: str) -> Way:
+    """The environment names this proxy; what is on loopback goes without."""
+
+    def way(world: World) -> None:
+        patch = world.stack.enter_context(pytest.MonkeyPatch.context())
+        clean_environment(patch, https_proxy=url)
+        world.goes_to(f"wss://{HOST}/x")
+
+    return way
+
+
+def by_proxy(instead: Callable[[Peer, Any], object] | None, kind: str = "http", **options: Any) -> Way:
+    """A proxy that does this."""
+
+    def way(world: World) -> None:
+        proxy = world.stack.enter_context(Proxy(kind, instead=instead, **options))
+        url = proxy.url("socks5h" if kind == "socks5" else None, credentials="user:wrong")
+        proxied(url)(world)
+
+    return way
+
+
+def proxy_answers(*statuses: bytes) -> list[Way]:
+    head = b"\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n"
+    return [by_proxy(say(b"HTTP/1.1 " + status + head)) for status in statuses]
+
+
+def no_proxy_there(world: World) -> None:
+    sock = world.stack.enter_context(socket.socket())
+    sock.bind(("127.0.0.1", 0))
+    proxied(f"http://127.0.0.1:{sock.getsockname()[1]}")(world)
+
+
+def mute_proxy(world: World) -> None:
+    by_proxy(lambda peer, sock: peer.hold())(world)
+    world.is_impatient()
+
+
 def returns(what: Any) -> Way:
     def way(world: World) -> None:
         world.place.bad = lambda: what
@@ -283,6 +359,17 @@ WAYS: dict[tuple[str, str], list[Way]] = {
     ],
     ("NETWORK", "it hangs up or resets before it says that it is ready"): [rejects(1006), reset_before_ready],
     ("NETWORK", "a WebSocket, but not ready within `open_timeout`"): [never_ready],
+    ("NETWORK", "nothing listens at the proxy"): [no_proxy_there],
+    ("NETWORK", "the proxy does not answer within `open_timeout`"): [mute_proxy],
+    ("NETWORK", "the proxy hangs up or resets"): [
+        by_proxy(lambda peer, sock: sock.close()),
+        by_proxy(lambda peer, sock: reset(sock)),
+    ],
+    ("NETWORK", "the proxy (SOCKS) cannot reach the server"): [
+        by_proxy(say(b"\x05\x04\x00\x01" + bytes(6)), "socks5")
+    ],
+    ("BUSY", "the proxy answers 502, 503 or 504"): proxy_answers(b"502 Bad Gateway", b"503 No", b"504 No"),
+    ("BUSY", "the proxy answers 408, 429 or another 5xx"): proxy_answers(b"408 No", b"429 No", b"500 No"),
     ("BUSY", "HTTP 408, 429 or 5xx at the upgrade"): [
         rejects(status, **RETRY_AFTER) for status in (408, 429, 500, 503)
     ],
@@ -317,6 +404,27 @@ WAYS: dict[tuple[str, str], list[Way]] = {
         registration_error(None),
     ],
     ("UNTRUSTED", "the certificate or its host name is wrong"): [untrusted, wrong_host],
+    ("UNTRUSTED", "it wants a client certificate, and there is none"): [mutual_tls(known=False)],
+    ("UNTRUSTED", "it refuses the client certificate"): [mutual_tls(known=True)],
+    (
+        "UNTRUSTED",
+        "one of these happens to a REST call of a `DataChannelClient` or a `DeviceRegistration`",
+    ): [rest_untrusted],
+    ("MISPLACED", "it speaks no version of TLS that is allowed here"): [too_old],
+    (
+        "MISPLACED",
+        "the proxy answers 407 (user or password is wrong), or another status",
+    ): [by_proxy(None, auth=True), *proxy_answers(b"403 Filtered", b"302 Found")],
+    ("MISPLACED", "what is set as a proxy is none"): [
+        by_proxy(say(b"SSH-2.0-x\r\n")),
+    ],
+    ("MISPLACED", "the proxy (SOCKS) refuses the user or the password"): [
+        by_proxy(None, "socks5", auth=True)
+    ],
+    (
+        "MISCONFIGURED",
+        "the environment names a proxy that cannot be used",
+    ): [proxied("socks4://p:1"), proxied("http://p:x")],
     ("MISPLACED", "a web page or a redirect answers"): [
         rejects(200, headers={"Content-Type": "text/html"}, body=b"<html>"),
         rejects(302, headers={"Location": "ws://127.0.0.1/elsewhere"}),

@@ -31,7 +31,7 @@ ONLY_THERE = (
     (("websocket",), r"connection/upgrade\.py"),
     (("backoff",), r"pool/retry\.py"),
     (("requests", "jwt"), r"datachannel/.*"),
-    (("python_socks",), r"connection/.*"),
+    (("python_socks",), r"connection/socks\.py"),
     (("h11", "wsproto", "trustme", "pytest"), r"testing/.*"),
     (("orjson",), r"_json\.py"),
     (("rich",), r"cli/.*"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import ssl
 import threading
 import time
 import uuid
@@ -24,10 +23,10 @@ from .._sync import CONNECTION, Deadline, ThreadGroup, make_lock
 from ..protocol.closing import Failure
 from ..protocol.frames import FrameDecoder, FrameEncoder
 from ..protocol.mercury import EndCause, Ended, Event, MercuryProtocol, Opened
+from .opening import open_stream
 from .stream import READ_SIZE, AddressInfo, Stream
-from .stream_errors import StreamAborted, StreamBroken, StreamError, StreamTimeout
+from .stream_errors import StreamBroken, StreamError, StreamTimeout
 from .transport import AttemptFailed, LinkBroken, LinkOwner, OpenRequest, Traffic
-from .upgrade import upgrade
 
 __all__ = ["Connection"]
 
@@ -112,19 +111,8 @@ class Connection:
     # -- opening ----------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        request, address = self._request, self._request.address
         try:
-            try:
-                found = self._resolve(address.host, address.port)
-            except (OSError, UnicodeError) as exc:
-                raise AttemptFailed(Failure.NETWORK, f"cannot resolve {address}: {exc}") from exc
-            deadline = Deadline(request.open_timeout, self._clock)
-            try:
-                self._stream.open(found, deadline, tls=request.ssl_context, host=address.host)
-                glued = upgrade(self._stream, request.url, address, request.headers, deadline)
-            except StreamError as exc:
-                raise self._failed(exc) from exc.__cause__
-            self._start(glued, deadline)
+            self._start(*open_stream(self._stream, self._request, self._resolve, self._clock))
         except BaseException:
             self._stream.release()
             raise
@@ -144,32 +132,6 @@ class Connection:
             self._threads.spawn(lambda: self._read(protocol, glued), f"llm-reader[{self._name}]")
         except RuntimeError as exc:
             raise AttemptFailed(Failure.NETWORK, f"cannot start a reader thread: {exc}") from exc
-
-    def _failed(self, error: StreamError) -> AttemptFailed:
-        """Say in words what kept the stream from opening; the failure table's row goes with them."""
-        address, cause = self._request.address, error.__cause__
-        if isinstance(error, StreamTimeout):
-            return AttemptFailed(
-                Failure.NETWORK, f"{address} did not answer within {self._request.open_timeout} s"
-            )
-        if isinstance(error, StreamAborted):
-            return AttemptFailed(Failure.NETWORK, f"the attempt to reach {address} was ended")
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return AttemptFailed(
-                Failure.UNTRUSTED, f"the certificate of {address} is not valid: {cause.verify_message}"
-            )
-        if isinstance(cause, ssl.SSLError) and cause.reason in (
-            "WRONG_VERSION_NUMBER",
-            "RECORD_LAYER_FAILURE",
-            "HTTP_REQUEST",
-            "PACKET_LENGTH_TOO_LONG",
-        ):
-            return AttemptFailed(Failure.MISPLACED, f"{address} does not speak TLS: {cause.reason}")
-        if isinstance(cause, ConnectionRefusedError):
-            return AttemptFailed(Failure.NETWORK, f"nothing listens at {address}: {cause.strerror}")
-        hung_up = cause is None or isinstance(cause, StreamError)
-        hint = " (servers that want wss:// do this)" if hung_up and not address.tls else ""
-        return AttemptFailed(Failure.NETWORK, f"cannot connect to {address}: {error}{hint}")
 
     # -- the reader -------------------------------------------------------------------------------------
 

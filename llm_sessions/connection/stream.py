@@ -75,7 +75,7 @@ class Stream:
         """Connect to the first address that answers; with `tls`, shake hands with `host`.
 
         Each address gets its fair share of the time that is left, so that a first one that swallows
-        packets does not cost the second its chance. (A proxy's CONNECT has its place between the two steps.)
+        packets does not cost the second its chance.
 
         Raises:
             StreamTimeout, StreamAborted, StreamBroken: `release` must follow all the same.
@@ -100,7 +100,7 @@ class Stream:
         else:
             raise last
         if tls is not None:
-            self._start_tls(tls, host, deadline)
+            self.start_tls(tls, host, deadline)
 
     def _connect(self, address: AddressInfo, deadline: Deadline) -> None:
         family, kind, proto, _, where = address
@@ -143,10 +143,13 @@ class Stream:
         self._poll.register(self._waker.fileno(), POLLIN)
         self._polled_for = 0
 
-    def _start_tls(self, context: ssl.SSLContext, host: str, deadline: Deadline) -> None:
+    def start_tls(self, context: ssl.SSLContext, host: str, deadline: Deadline) -> None:
+        """Shake hands with `host`, inside of the TLS that is there (a proxy's). Raises what `open` raises."""
         try:
+            if self._eof:
+                raise StreamClosed
             with self._lock:
-                self._tls = tls = TLS(context, host)
+                self._tls = tls = TLS(context, host, self._tls)
             while True:
                 with self._lock:
                     try:
@@ -159,10 +162,7 @@ class Stream:
                     with self._lock:
                         self._glued, self._eof = tls.decrypt(b"")
                     return
-                if not flushed:
-                    self._wait_until(POLLIN | POLLOUT, deadline)
-                else:
-                    self._wait_until(POLLIN, deadline)
+                self._wait_until(POLLIN if flushed else POLLIN | POLLOUT, deadline)
                 data = self._receive()
                 if data is not None:
                     with self._lock:

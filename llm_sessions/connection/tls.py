@@ -14,6 +14,12 @@ _READ_SIZE: Final = 64 * 1024
 class TLS:
     """The client's side of one TLS connection. Guarded by its stream's lock.
 
+    Args:
+        context: Whom it trusts.
+        host: Whose certificate is wanted.
+        within: The connection with a proxy that this one goes through, its handshake done; None if it goes
+            over TCP itself.
+
     Attributes:
         failure: Why nothing more can be decrypted; None while all is well or after an orderly end.
 
@@ -21,7 +27,8 @@ class TLS:
         ssl.SSLError, ValueError: If no certificate could be checked against such a host.
     """
 
-    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+    def __init__(self, context: ssl.SSLContext, host: str, within: TLS | None = None) -> None:
+        self._within = within
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self.failure: ssl.SSLError | None = None
@@ -36,6 +43,12 @@ class TLS:
 
     def feed(self, data: bytes) -> None:
         """Take ciphertext during the handshake."""
+        if self._within is not None:
+            data, over = self._within.decrypt(data)
+            self._incoming.write(data)
+            if over:
+                self._incoming.write_eof()  # the handshake will not be waited for
+            return
         self._incoming.write(data)
 
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
@@ -43,6 +56,15 @@ class TLS:
 
         Does not raise: what came before a failure counts, it may hold the reason for it.
         """
+        if self._within is None:
+            return self._decrypt(data)
+        inner, ended = self._within.decrypt(data)
+        plain, over = self._decrypt(inner)
+        if ended and not over:
+            self.failure = self._within.failure
+        return plain, over or ended
+
+    def _decrypt(self, data: bytes) -> tuple[bytes, bool]:
         pieces: list[bytes] = []
         view = memoryview(data)
         start = 0
@@ -70,4 +92,8 @@ class TLS:
 
     def ciphertext(self) -> bytes:
         """Return what is to be sent: records, handshake messages, alerts."""
-        return self._outgoing.read() if self._outgoing.pending else b""
+        data = self._outgoing.read() if self._outgoing.pending else b""
+        if self._within is None:
+            return data
+        self._within.encrypt(data)
+        return self._within.ciphertext()

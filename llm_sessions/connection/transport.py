@@ -14,6 +14,7 @@ from typing import Protocol
 from ..protocol.closing import Failure
 from ..protocol.mercury import Ended, Event, Timing
 from ..protocol.url import Address
+from .proxies import ProxyAddress
 
 __all__ = ["AttemptFailed", "Link", "LinkBroken", "LinkOwner", "OpenRequest", "Traffic", "Transport"]
 
@@ -27,8 +28,9 @@ class OpenRequest:
         address: Its host, port and scheme.
         token: Access token with its scheme; never shown by `repr`.
         headers: Extra headers of the opening handshake; checked.
-        ssl_context: For `wss`; None for `ws`.
-        open_timeout: Seconds for TCP, TLS, upgrade and authorization together; None for no limit.
+        ssl_context: For `wss` and for a proxy that speaks TLS; None if neither is there.
+        proxy: Through which to go; None for none.
+        open_timeout: Seconds for TCP, proxy, TLS, upgrade and authorization together; None for no limit.
         send_timeout: Seconds that a message may wait to be written.
         max_message_bytes: Budget of one inbound message.
         timing: Keepalive and close times.
@@ -39,6 +41,7 @@ class OpenRequest:
     token: str = dataclasses.field(repr=False)
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     ssl_context: ssl.SSLContext | None = None
+    proxy: ProxyAddress | None = None
     open_timeout: float | None = 10.0
     send_timeout: float = 10.0
     max_message_bytes: int = 16 * 1024 * 1024

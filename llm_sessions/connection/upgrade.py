@@ -1,7 +1,7 @@
 """The opening handshake (RFC 6455 4), by websocket-client, over our stream. Nothing else is asked of it.
 
-websocket-client gets a stand-in for a socket. It reads the answer's head in few pieces and within one
-deadline and a size limit, and withholds three things: cookies, which websocket-client shares between all
+websocket-client gets a stand-in for a socket. It reads the answer's head as `head.py` does, and withholds
+three things: cookies, which websocket-client shares between all
 sockets of the process; the length of a refusal's body, which it would read to the end, however long or slow
 that is; and the bytes that came glued to the answer, which are the first frames.
 """
@@ -17,18 +17,14 @@ from .._sync import Deadline
 from .._version import __version__
 from ..protocol.closing import Failure, classify_status
 from ..protocol.url import Address
+from .head import NotHTTP, read_head
 from .stream import Stream
 from .stream_errors import StreamBroken, StreamClosed
 from .transport import AttemptFailed
 
 __all__ = ["upgrade"]
 
-_MAX_HEAD: Final = 64 * 1024  # bytes before the empty line; Apache and nginx refuse heads far smaller
 _HIDDEN: Final = ("set-cookie:", "set-cookie2:", "content-length:")
-
-
-class _NotHTTP(Exception):
-    """The answer is no HTTP response head."""
 
 
 class _HandshakeSocket:
@@ -67,19 +63,8 @@ class _HandshakeSocket:
         return data
 
     def _read_head(self) -> bytes:
-        data = b""
-        scanned = 0
-        while (end := data.find(b"\r\n\r\n", max(0, scanned - 3))) < 0 and len(data) < _MAX_HEAD + 4:
-            scanned = len(data)
-            if scanned >= 5 and not data.startswith(b"HTTP/"):
-                break
-            data += self._stream.read_within(self._deadline)
-        if not data.startswith(b"HTTP/"):
-            raise _NotHTTP(f"it sent {data[:16]!r}")
-        if not 0 <= end <= _MAX_HEAD:
-            raise _NotHTTP(f"its header is longer than {_MAX_HEAD} bytes")
-        self.rest = data[end + 4 :]
-        return b"\n".join(line for line in data[: end + 4].split(b"\n") if not _is_hidden(line))
+        data, self.rest = read_head(self._stream, self._deadline)
+        return b"\n".join(line for line in data.split(b"\n") if not _is_hidden(line))
 
     def close(self) -> None:
         self._stream.abort()
@@ -127,7 +112,7 @@ def upgrade(
         )
     except websocket.WebSocketBadStatusException as exc:
         raise _refusal(address, exc.status_code, exc.resp_headers) from exc
-    except _NotHTTP as exc:
+    except NotHTTP as exc:
         raise AttemptFailed(
             Failure.MISPLACED, f"{address} does not speak HTTP, so it is no WebSocket server: {exc}"
         ) from exc

@@ -99,9 +99,7 @@ class DataChannelClient(ClientEvents, ClientTokens):
         self._rest = RestClient(
             self._provider,
             http=http,
-            allow_insecure=settings.allow_insecure,
-            allowed_hosts=settings.allowed_hosts,
-            ssl_context=settings.ssl_context,
+            config=settings,
         )
         self._registrar = Registrar(
             self._rest,

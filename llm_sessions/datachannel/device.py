@@ -118,7 +118,7 @@ class DeviceRegistration(Endpoint):
         catalog_url: Where the services of Webex are listed.
         http: See `RestClient`: a session to use for proxies or certificates of your own.
         timeout: Seconds for one REST call; there may be four.
-        config: For `allow_insecure`, `allowed_hosts` and `ssl_context`; give it the pool's.
+        config: For `allow_insecure`, `allowed_hosts`, the proxy and what TLS trusts; give it the pool's.
         delete_on_close: Whether `close` deletes the device if this object has created it.
 
     Raises:
@@ -146,9 +146,7 @@ class DeviceRegistration(Endpoint):
             None,
             http=http,
             timeout=timeout,
-            allow_insecure=config.allow_insecure,
-            allowed_hosts=config.allowed_hosts,
-            ssl_context=config.ssl_context,
+            config=config,
         )
         self._catalog_url = rest.check_url(catalog_url, "catalog_url")
         self._service = DeviceService(rest, device_name, self._tokens)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
+import os
 import ssl
 import time
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import requests
@@ -22,8 +24,12 @@ from requests.adapters import HTTPAdapter
 
 from .._logging import one_line, redact
 from .._sync import Deadline
+from ..connection.proxies import ENVIRONMENT, ProxyAddress
+from ..connection.tunnel import refusal
 from ..errors import ConfigurationError, LLMSessionsError, fresh_copy
+from ..protocol.closing import Failure
 from ..protocol.url import is_loopback
+from .hops import chain_of, explain, way_to
 
 __all__ = [
     "MAX_ANSWER_BYTES",
@@ -41,6 +47,9 @@ MAX_ANSWER_BYTES: Final = 64 * 1024
 
 _MAX_TEXT: Final = 300  # characters of somebody else's text that become part of ours
 _PIECE: Final = 16 * 1024  # bytes that are read at once
+
+
+Context: TypeAlias = "ssl.SSLContext | Callable[[], ssl.SSLContext] | None"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +74,12 @@ class ExchangeFailed(Exception):
 
     Attributes:
         timed_out: Whether it was for want of time.
+        failure: The row of the failure table, if a proxy or TLS said what it is; else None.
     """
 
-    def __init__(self, message: str, timed_out: bool) -> None:
-        super().__init__(message, timed_out)
-        self.message, self.timed_out = message, timed_out
+    def __init__(self, message: str, timed_out: bool, failure: Failure | None = None) -> None:
+        super().__init__(message, timed_out, failure)
+        self.message, self.timed_out, self.failure = message, timed_out, failure
 
 
 def check_url(url: object, *, allow_insecure: bool, argument: str = "url") -> str:
@@ -119,10 +129,20 @@ def post_form(
     connect: float,
     deadline: Deadline,
     secrets: Collection[str] = (),
+    ssl_context: Context = None,
+    proxy: str | None = ENVIRONMENT,
 ) -> Answer:
     """POST a form and read the answer. The arguments and what is raised are those of `ask`."""
     request = requests.Request("POST", url, data=dict(form))
-    return ask(request, http=http, connect=connect, deadline=deadline, secrets=secrets)
+    return ask(
+        request,
+        http=http,
+        connect=connect,
+        deadline=deadline,
+        secrets=secrets,
+        ssl_context=ssl_context,
+        proxy=proxy,
+    )
 
 
 def ask(
@@ -133,7 +153,8 @@ def ask(
     deadline: Deadline,
     secrets: Collection[str] = (),
     max_bytes: int = MAX_ANSWER_BYTES,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: Context = None,
+    proxy: str | None = ENVIRONMENT,
 ) -> Answer:
     """Make a request and read the answer. Redirects are not followed: they would take secrets elsewhere.
 
@@ -146,26 +167,37 @@ def ask(
         deadline: Until when the whole answer must be there.
         secrets: What no text may hold.
         max_bytes: Of the body; more of it is not read.
-        ssl_context: For a session of this exchange's own; None for what requests trusts.
+        ssl_context: For a session of this exchange's own, or what returns it; None for what requests trusts.
+        proxy: For a session of this exchange's own: what `proxies.choose` takes.
 
     Raises:
+        ConfigurationError: If the proxy cannot be used.
         ExchangeFailed: If there was no whole answer.
     """
     failed: ExchangeFailed | LLMSessionsError
+    via, where = None, ""
     try:
         with contextlib.ExitStack() as stack:
             session = http
             if session is None:
-                session = stack.enter_context(timed_session(deadline, ssl_context))
+                via, where = way_to(request.url, proxy)
+                tls = where and (request.url.startswith("https") or (via is not None and via.tls))
+                context = (ssl_context() if callable(ssl_context) else ssl_context) if tls else None
+                session = stack.enter_context(timed_session(deadline, context, via))
             # Of somebody else's sessions, each wait begins anew: a larger piece is waited for until it is
             # whole, however slowly it comes.
             piece = _PIECE if http is None else 1
-            return _ask(session, request, connect, deadline, max_bytes, piece)
+            answer = _ask(session, request, connect, deadline, max_bytes, piece)
+            if via is None or answer.status != 407:
+                return answer
+            refused = refusal(via, where, 407, "Proxy Authentication Required")
+            failed = ExchangeFailed(refused.message, False, refused.failure)
     except LLMSessionsError as exc:
         failed = fresh_copy(exc)  # without its traceback, which leads to the request
     except Exception as exc:  # noqa: BLE001  # also what hooks and adapters of the given session raise
         cause, timed_out = scrubbed(exc, secrets)
-        failed = ExchangeFailed(f"{type(cause).__name__}: {cause}", timed_out or deadline.expired)
+        failure, text = explain(chain_of(exc), via, where) or (None, f"{type(cause).__name__}: {cause}")
+        failed = ExchangeFailed(clean(text, secrets), timed_out or deadline.expired, failure)
         failed.__cause__ = cause
     try:
         raise failed  # out here it gets no __context__: that would be the exception with the request in it
@@ -196,7 +228,10 @@ def _ask(
     meant, where = urlsplit(request.url), urlsplit(prepared.url)
     if (meant.scheme, meant.hostname, meant.port) != (where.scheme, where.hostname, where.port):
         raise ValueError("requests reads this URL in another way than it was checked")
-    if where.scheme == "http" and is_loopback(where.hostname or ""):
+    adapter = session.get_adapter(prepared.url)
+    if isinstance(adapter, _TimedAdapter):
+        options["proxies"] = adapter.proxies
+    elif where.scheme == "http" and is_loopback(where.hostname or ""):
         # A proxy is another host, which may not see what goes to loopback in the clear.
         options["proxies"] = {}
     opened: list[requests.Response] = []
@@ -243,21 +278,33 @@ def _read(response: requests.Response, deadline: Deadline, max_bytes: int, size:
 
 
 @contextlib.contextmanager
-def timed_session(deadline: Deadline, context: ssl.SSLContext | None = None) -> Iterator[requests.Session]:
+def timed_session(
+    deadline: Deadline, context: ssl.SSLContext | None = None, proxy: ProxyAddress | None = None
+) -> Iterator[requests.Session]:
     """A session for one exchange; nothing of it is left afterwards, cookies neither."""
     with requests.Session() as session:
         for adapter in session.adapters.values():
             adapter.close()
-        session.mount("https://", _TimedAdapter(deadline, context))
-        session.mount("http://", _TimedAdapter(deadline, context))
+        session.mount("https://", _TimedAdapter(deadline, context, proxy))
+        session.mount("http://", _TimedAdapter(deadline, context, proxy))
         yield session
 
 
 class _TimedAdapter(HTTPAdapter):
-    """Makes its connections of classes that know the deadline."""
+    """Makes its connections of classes that know the deadline.
 
-    def __init__(self, deadline: Deadline, context: ssl.SSLContext | None) -> None:
-        self._deadline = deadline
+    Attributes:
+        proxies: What requests is to go through: this, and nothing that it finds in the environment.
+    """
+
+    def __init__(
+        self, deadline: Deadline, context: ssl.SSLContext | None, proxy: ProxyAddress | None
+    ) -> None:
+        self._deadline, self._proxy = deadline, proxy
+        self.proxies: dict[str, str] = {}
+        if proxy is not None:
+            # PySocks wants the password in the URL. For the others it is a header, which no error quotes.
+            self.proxies = dict.fromkeys(("http", "https"), proxy.full_url if proxy.socks else str(proxy))
         self._tls: dict[str, Any] = {} if context is None else {"ssl_context": _UnchangedContext(context)}
         super().__init__()
 
@@ -266,9 +313,15 @@ class _TimedAdapter(HTTPAdapter):
         self._time(self.poolmanager)
 
     def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        if self._proxy is not None and self._proxy.tls and self._tls:
+            kwargs["proxy_ssl_context"] = self._tls["ssl_context"]
         manager = super().proxy_manager_for(proxy, **kwargs)
         self._time(manager)
         return manager
+
+    def proxy_headers(self, proxy: Any) -> dict[str, str]:
+        authorization = None if self._proxy is None else self._proxy.authorization
+        return {} if authorization is None else {"Proxy-Authorization": authorization}
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         if not self._tls:
@@ -316,12 +369,20 @@ def _timed_pool(pool_class: Any, deadline: Deadline) -> type:
             self.close()
             raise TimeoutError("connected too late to ask")
 
+    def send(self: Any, data: Any) -> None:
+        try:
+            connection_class.send(self, data)
+        except (ssl.SSLEOFError, ConnectionResetError) as exc:
+            # For urllib3 this one is no end: what the peer said before it left is still to be read, such as
+            # that it wants a client certificate, which in TLS 1.3 comes after the handshake.
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from exc
+
     def response_class(sock: Any, *args: Any, **kwargs: Any) -> Any:
         response = connection_class.response_class(sock, *args, **kwargs)
         response.fp = io.BufferedReader(_TimedReads(sock, response.fp.detach(), deadline))
         return response
 
-    timed = {"connect": connect, "response_class": staticmethod(response_class)}
+    timed = {"connect": connect, "send": send, "response_class": staticmethod(response_class)}
     connection = type("TimedConnection", (connection_class,), timed)
     return type("TimedPool", (pool_class,), {"ConnectionCls": connection})
 
@@ -365,11 +426,7 @@ def scrubbed(exc: BaseException, secrets: Collection[str]) -> tuple[BaseExceptio
     requests' exceptions carry the request with its body, the tracebacks below them the frames that made it.
     What the operating system said is kept as the cause.
     """
-    chain: list[BaseException] = []
-    step: BaseException | None = exc
-    while step is not None and step not in chain:
-        chain.append(step)
-        step = step.__cause__ or step.__context__
+    chain = chain_of(exc)
     system = [one for one in chain if isinstance(one, OSError) and not _is_requests(one)]
     twin = _twin(exc, secrets)
     if system and system[-1] is not exc:

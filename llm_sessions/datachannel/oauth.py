@@ -32,8 +32,9 @@ import requests
 from .. import _fork
 from .._logging import get_logger, know_secret, without_secrets
 from .._sync import LEAF, Deadline, Latch, ThreadGroup, make_lock
+from ..connection.proxies import ENVIRONMENT
 from ..errors import ConfigurationError, LocalProtocolError, TokenRefreshError, fresh_copy
-from ..pool.config import check_flag, check_seconds
+from ..pool.config import PoolConfig, check_flag, check_seconds
 from .exchange import ExchangeFailed, check_url, clean, post_form
 from .oauth_grant import Expiry, Held, RefreshedTokens, check_secret, check_timeout, first_held, read_answer
 
@@ -89,6 +90,8 @@ class OAuthTokens:
         leeway: Seconds before the expiry from which on `get` refreshes, but not in the first half of the time
             that a new token has.
         allow_insecure: Let `http://` go to other hosts than loopback.
+        config: For the proxy and what TLS trusts, without `http`; give it the pool's. None for the proxies of
+            the environment and what requests trusts.
 
     Raises:
         ConfigurationError: If an argument cannot be used; no text quotes a secret.
@@ -108,6 +111,7 @@ class OAuthTokens:
         timeout: float | tuple[float, float] = 10.0,
         leeway: float = 60.0,
         allow_insecure: bool = False,
+        config: PoolConfig | None = None,
     ) -> None:
         self._client_id = check_secret(client_id, "client_id")
         self._client_secret = check_secret(client_secret, "client_secret")
@@ -116,10 +120,14 @@ class OAuthTokens:
         if http is not None and not isinstance(http, requests.Session):
             raise ConfigurationError("http", "must be a requests.Session or None")
         check_flag("allow_insecure", allow_insecure)
+        if config is not None and not isinstance(config, PoolConfig):
+            raise ConfigurationError("config", "must be a PoolConfig or None")
         check_seconds("leeway", leeway, zero=True)
         self._connect, self._timeout = check_timeout(timeout)
         self._url = check_url(url, allow_insecure=allow_insecure)
         self._on_refresh, self._http, self._leeway = on_refresh, http, leeway
+        self._tls = None if config is None else config.tls_context
+        self._proxy = ENVIRONMENT if config is None else config.proxy
         self._where = without_secrets(url)
         self._born_in = _fork.generation()
         self._threads = ThreadGroup()
@@ -359,12 +367,16 @@ class OAuthTokens:
                 connect=self._connect,
                 deadline=deadline,
                 secrets=secrets,
+                ssl_context=self._tls,
+                proxy=self._proxy,
             )
         except ExchangeFailed as exc:
             what = f"did not answer within {deadline.timeout} s" if exc.timed_out else "could not be asked"
             error = self._failure(f"{self._where} {what}: {exc.message}")
             error.__cause__ = exc.__cause__  # not itself: the frames of its traceback hold the form
             return error
+        except ConfigurationError as exc:  # of the proxy, which may be mended in the environment
+            return self._failure(f"{self._where} could not be asked: {exc}")
         return read_answer(
             answer, held=held, asked=asked, leeway=self._leeway, where=self._where, secrets=secrets
         )

@@ -28,7 +28,7 @@ from .._sync import Deadline
 from ..errors import ConfigurationError, ConnectError, LLMSessionsError, RegistrationError, fresh_copy
 from ..pool.config import PoolConfig, check_count, check_seconds
 from ..pool.retry import parse_retry_after
-from ..pool.sources import TokenProvider, answered, check_host
+from ..pool.sources import TokenProvider, Unreachable, answered, check_host
 from ..protocol.url import parse_url
 from .exchange import Answer, ExchangeFailed, ask, check_http, check_url, clean
 
@@ -85,6 +85,8 @@ class RestClient:
         allow_insecure: Let `http://` go to other hosts than loopback.
         allowed_hosts: Hosts that may get the token, each a name or `*.domain`; None for any.
         ssl_context: For `https://` without `http`; None for what requests trusts.
+        config: A pool's, in place of the last three; its TLS and its proxy are for REST, too, without
+            `http`.
 
     Raises:
         ConfigurationError: If an argument cannot be used.
@@ -99,11 +101,13 @@ class RestClient:
         allow_insecure: bool = False,
         allowed_hosts: Collection[str] | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        config: PoolConfig | None = None,
     ) -> None:
         check_seconds("timeout", timeout)
-        self._config = PoolConfig(
+        self._config = config or PoolConfig(
             allow_insecure=allow_insecure, allowed_hosts=allowed_hosts, ssl_context=ssl_context
         )
+        self._tls = config.tls_context if config is not None else ssl_context
         self._provider, self._http, self._timeout = provider, check_http(http), timeout
 
     def check_url(self, url: object, argument: str = "url") -> str:
@@ -223,13 +227,18 @@ class RestClient:
                 deadline=Deadline(timeout),
                 secrets=secrets,
                 max_bytes=max_bytes,
-                ssl_context=self._config.ssl_context,
+                ssl_context=self._tls,
+                proxy=self._config.proxy,
             )
         except LLMSessionsError as exc:  # of the auth
             return fresh_copy(exc)
         except ExchangeFailed as exc:
             what = f"was not answered within {timeout} s" if exc.timed_out else "failed"
-            error = ConnectError(session_id, f"{asked} {what}: {exc.message} ({tracking_id})")
+            # What a wrong setting does to a session that was never online, a REST call says too.
+            kind = Unreachable if exc.failure in Unreachable.ROWS else ConnectError
+            error = kind(session_id, f"{asked} {what}: {exc.message} ({tracking_id})")
+            if isinstance(error, Unreachable) and exc.failure is not None:
+                error.failure = exc.failure
             error.__cause__ = exc.__cause__  # not itself: the frames of its traceback hold the request
             return error
         logger.debug("%s answered %d in %.3f s (%s)", asked, answer.status, answer.timing, tracking_id)

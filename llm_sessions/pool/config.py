@@ -8,6 +8,9 @@ import ssl
 from collections.abc import Collection
 from typing import Literal
 
+from ..connection.proxies import ENVIRONMENT, check_setting
+from ..connection.socks import check_installed
+from ..connection.trust import ClientCert, File, make_context
 from ..errors import ConfigurationError
 
 __all__ = ["PoolConfig"]
@@ -37,9 +40,14 @@ class PoolConfig:
         when_full: `block` stops reading until there is room; `drop_oldest` makes room.
         allow_insecure: Let `ws://` go to other hosts than loopback.
         allowed_hosts: Hosts that may get the token, each a name or `*.domain`; None for any.
-        ssl_context: For `wss://`; None for the system's trusted certificates.
-        proxy: `environment`, None for none, or a URL. (Proxies are not supported yet: `environment`
-            behaves like None and a URL is refused.)
+        ssl_context: For `wss://` and `https://`; None to have one made of the next two.
+        ca_file: PEM file of the authorities to trust, and no others; None for those that the system trusts.
+            Read at once.
+        client_cert: PEM file with the client's certificate chain and key, or a pair of files. Read at once.
+            A key with a password needs an `ssl_context`.
+        proxy: `environment` for the proxies of the environment's variables, None for none, or the URL of
+            one: `http://user:password@host:port`, or with `https`, `socks5` or `socks5h` (the proxy looks
+            names up). Chosen anew for every attempt. Never shown by `repr`.
 
     Raises:
         ConfigurationError: If a value is out of range; it says which one and what is allowed.
@@ -63,7 +71,9 @@ class PoolConfig:
     allow_insecure: bool = False
     allowed_hosts: Collection[str] | None = None
     ssl_context: ssl.SSLContext | None = None
-    proxy: str | None = "environment"
+    ca_file: File | None = None
+    client_cert: ClientCert | None = None
+    proxy: str | None = dataclasses.field(default=ENVIRONMENT, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("ping_interval", "pong_timeout", "backoff_initial", "backoff_max", "open_timeout"):
@@ -89,8 +99,29 @@ class PoolConfig:
             raise ConfigurationError(
                 "allowed_hosts", "must be a collection of host names or *.domain, or None"
             )
-        if self.proxy not in ("environment", None):
-            raise ConfigurationError("proxy", "must be 'environment' or None; proxies are not supported yet")
+        proxy = check_setting(self.proxy)
+        if proxy is not None and proxy.socks:
+            check_installed("python_socks")
+        if self.ca_file is not None or self.client_cert is not None:
+            if self.ssl_context is not None:
+                both = "ca_file" if self.ca_file is not None else "client_cert"
+                raise ConfigurationError(both, "must not be given beside ssl_context; load it into that")
+            self.tls_context()  # files that cannot be used are told of now
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return the one context for WebSocket and REST; made at the first call, if none was given."""
+        if self.ssl_context is not None:
+            return self.ssl_context
+        made = self.__dict__.get("_made")
+        if made is None:
+            # Reads files. Of two threads that come at once, one keeps what it made.
+            made = self.__dict__.setdefault("_made", make_context(self.ca_file, self.client_cert))
+        context: ssl.SSLContext = made
+        return context
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies and pickles read the files again: a context is not to be copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
 
 
 def check_seconds(name: str, value: object, *, zero: bool = False) -> None:

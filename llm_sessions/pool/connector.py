@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .. import errors
 from .._logging import SessionLogger, get_logger, know_secret, without_secrets
+from ..connection.proxies import choose
+from ..connection.socks import check_installed
 from ..connection.transport import AttemptFailed, Link, LinkOwner, OpenRequest
 from ..errors import (
     BadRequest,
@@ -32,7 +34,7 @@ from ..protocol.url import connection_url
 from .attempt import Attempt
 from .retry import parse_retry_after
 from .served import serve
-from .sources import BadAnswer, answered, check_target
+from .sources import BadAnswer, Unreachable, answered, check_target
 
 if TYPE_CHECKING:
     from .config import PoolConfig
@@ -185,7 +187,12 @@ class Connector:
                 return None
             attempt.token = self._check(lambda: answered(token))
             know_secret(attempt.token.removeprefix("Bearer "))
-            context = env.ssl_context() if address.tls else None
+            # Each time: the environment may name another one by now, and the session's URL stays its own.
+            proxy = choose(config.proxy, "wss" if address.tls else "ws", address.host, address.port)
+            if proxy is not None and proxy.socks:
+                check_installed("python_socks")
+            needs_tls = address.tls or (proxy is not None and proxy.tls)
+            context = env.ssl_context() if needs_tls else None
         except BaseException as exc:  # SystemExit too: it would end this thread, and strand all who wait
             raise self._from_source(exc) from exc
         return OpenRequest(
@@ -194,6 +201,7 @@ class Connector:
             token=attempt.token,
             headers=dict(target.headers),
             ssl_context=context,
+            proxy=proxy,
             open_timeout=config.open_timeout,
             send_timeout=config.send_timeout,
             max_message_bytes=config.max_message_bytes,
@@ -239,6 +247,8 @@ class Connector:
             if failure in (Failure.MISPLACED, Failure.STALE):  # these rows are the upgrade's
                 failure = Failure.REFUSED
             return _Failed(failure, exc, retry_after)
+        if isinstance(exc, Unreachable):
+            return _Failed(exc.failure, self._error(ConnectError, exc.message, exc.__cause__))
         if isinstance(exc, ConnectError):
             return _Failed(_BY_ERROR.get(type(exc), Failure.SOURCE), exc, retry_after)
         what = f"the URL or token source raised {type(exc).__name__}"

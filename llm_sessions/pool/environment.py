@@ -52,7 +52,6 @@ class Environment:
         self._lock = make_lock("environment", LEAF)  # guards what follows
         # Cancelled runs whose connector still runs, with the session's id.
         self._abandoned: dict[int, str] = {}
-        self._ssl_context = config.ssl_context
 
     @property
     def forked(self) -> bool:
@@ -96,11 +95,5 @@ class Environment:
             return sum(one == session_id for one in self._abandoned.values())
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Return the configured context, or one that trusts what the system trusts; made once."""
-        with self._lock:
-            context = self._ssl_context
-        if context is None:
-            made = ssl.create_default_context()  # reads files: not under the lock
-            with self._lock:
-                context = self._ssl_context = self._ssl_context or made
-        return context
+        """Return the one that the configuration names."""
+        return self.config.tls_context()

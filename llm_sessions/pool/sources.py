@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from .._logging import without_secrets
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, ConnectError
+from ..protocol.closing import Failure
 from ..protocol.url import Address, check_headers, parse_url
 from .config import PoolConfig
 
@@ -179,6 +180,17 @@ def bearer(token: object, argument: str = "token") -> str:
 
 class BadAnswer(ConfigurationError):
     """A token source answered with what cannot be sent: a passing fault for a session that was online."""
+
+
+class Unreachable(ConnectError):
+    """A REST service cannot be reached for a reason that also has a row of its own for sockets.
+
+    Attributes:
+        failure: That row.
+    """
+
+    ROWS: Final = frozenset({Failure.UNTRUSTED, Failure.MISPLACED})
+    failure: Failure = Failure.MISPLACED
 
 
 def answered(token: object) -> str:

@@ -129,8 +129,8 @@ class Failure(enum.Enum):
     BAD_REQUEST = "close 4400"
     FORBIDDEN = "close 4403"
     REFUSED = "another HTTP 4xx, or an answer that cannot be used"
-    UNTRUSTED = "the certificate or its host name is wrong"
-    MISPLACED = "what answers there is no WebSocket server, or does not speak TLS"
+    UNTRUSTED = "a certificate, its host name, or the one that we show is wrong or missing"
+    MISPLACED = "what answers there is no WebSocket server, does not speak TLS, or is a proxy that refuses"
     MISCONFIGURED = "the token provider or the endpoint raised ConfigurationError"
     CLOSED = "any other close before ready"
 

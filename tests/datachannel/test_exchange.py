@@ -26,6 +26,7 @@ from llm_sessions.datachannel.exchange import (
     scrubbed,
 )
 from llm_sessions.errors import ConfigurationError, PoolClosed
+from llm_sessions.protocol.closing import Failure
 from tests.datachannel.service import TokenService, drip, everything_in, http_answer
 from tests.peers import Peer, nobody, reset
 from tests.support import LONG, descriptors
@@ -138,7 +139,7 @@ def test_t12_what_goes_to_loopback_in_the_clear_is_shown_to_no_proxy(
 
 def test_a_proxy_of_the_environment_is_used_for_what_goes_further(monkeypatch: pytest.MonkeyPatch) -> None:
     with TokenService() as proxy:
-        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("http_proxy", proxy.url.rpartition("/v1")[0])
         monkeypatch.delenv("no_proxy", raising=False)
         assert ask("http://service.invalid/token").status == 200
         [head] = proxy.heads
@@ -219,7 +220,8 @@ def test_tls_too(
 def test_a_certificate_that_is_not_trusted_is_named(server_context: Any) -> None:
     with TokenService(server_context) as service:
         failed = fails(service.url)
-        assert "certificate verify failed" in failed.message and not failed.timed_out
+        assert " is not valid: " in failed.message and not failed.timed_out
+        assert failed.failure is Failure.UNTRUSTED
         assert isinstance(failed.__cause__, requests.exceptions.SSLError)
         assert service.forms == []
 

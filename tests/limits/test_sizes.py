@@ -13,7 +13,7 @@ import pytest
 from llm_sessions import ConfigurationError, ConnectionPool, PoolConfig, Target
 from llm_sessions._sync import Deadline, ThreadGroup
 from llm_sessions.connection import connection as connection_module
-from llm_sessions.connection import upgrade as upgrade_module
+from llm_sessions.connection import head as head_module
 from llm_sessions.connection.connection import Connection
 from llm_sessions.connection.stream_errors import StreamClosed
 from llm_sessions.connection.transport import AttemptFailed
@@ -185,7 +185,7 @@ KIB_64 = 64 * 1024
 )
 def test_limit_upgrade_head_is_64_kib_wherever_it_is_cut(cuts: list[int]) -> None:
     """What counts are the lines of the head, without the empty one at its end."""
-    assert upgrade_module._MAX_HEAD == KIB_64
+    assert head_module._MAX_HEAD == KIB_64
 
     def answer(head_bytes: int) -> bytes:
         stream: Any = Answer(head_bytes, cuts)

@@ -155,7 +155,18 @@ EDGES: Rows = {
         f"{CONFIG}::test_the_tls_context_is_one",
         f"{CONNECTOR}::test_wss_gets_the_tls_context",
     ),
-    "proxy": (f"{CONFIG}::test_a_proxy_is_refused_as_long_as_there_is_none",),
+    "ca_file": (
+        f"{CONFIG}::test_tls_files_are_read_at_once",
+        "tests/connection/test_trust.py::test_a_ca_file_is_trusted_and_no_other",
+    ),
+    "client_cert": (
+        f"{CONFIG}::test_tls_files_are_read_at_once",
+        "tests/connection/test_trust.py::test_a_client_certificate_is_one_file_or_two",
+    ),
+    "proxy": (
+        f"{CONFIG}::test_a_proxy_is_a_url_the_environment_or_none",
+        "tests/connection/test_proxies.py::test_what_is_no_proxy_is_refused_and_not_quoted",
+    ),
 }
 """The tests at the edge of each field of `PoolConfig`."""
 
@@ -172,9 +183,16 @@ FIXED: Rows = {
     "connection/stream.py::_MIN_ADDRESS_SHARE": (
         f"{TIMES}::test_limit_open_timeout_is_shared_by_addresses_a_quarter_of_a_second_at_least",
     ),
-    "connection/upgrade.py::_MAX_HEAD": (
+    "connection/head.py::_MAX_HEAD": (
+        "tests/connection/test_head.py::test_a_head_has_64_kib_at_most",
         f"{SIZES}::test_limit_upgrade_head_is_64_kib_wherever_it_is_cut",
         "tests/connection/test_upgrade.py::test_a_head_has_64_kib_at_most",
+    ),
+    "connection/proxies.py::_MAX_CREDENTIAL": (
+        "tests/connection/test_proxies.py::test_limit_a_credential_has_255_bytes_at_most",
+    ),
+    "connection/tunnel.py::_MAX_PHRASE": (
+        "tests/connection/test_tunnel.py::test_limit_a_phrase_is_cut_and_made_printable",
     ),
     "pool/dispatch.py::_MAX_ROUTES": (f"{SIZES}::test_limit_remembered_routes_are_1024",),
     "pool/reports.py::_MAX_REMEMBERED": (

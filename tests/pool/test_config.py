@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
+import pickle
 import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_sessions import ConfigurationError, PoolConfig
 from llm_sessions.pool.config import check_seconds
+from llm_sessions.testing.certificates import ThrowAwayCA
+from tests.support import run_together
 
 SECONDS = (
     *("ping_interval", "pong_timeout", "backoff_initial", "backoff_max", "open_timeout"),
@@ -45,6 +50,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "allow_insecure": False,
         "allowed_hosts": None,
         "ssl_context": None,
+        "ca_file": None,
+        "client_cert": None,
         "proxy": "environment",
     }
 
@@ -122,6 +129,43 @@ def test_allowed_hosts_is_a_collection_of_names(value: Any) -> None:
     assert PoolConfig(allowed_hosts=hosts).allowed_hosts == hosts
 
 
-def test_a_proxy_is_refused_as_long_as_there_is_none() -> None:
-    assert "not supported" in refused(proxy="http://proxy")
+@pytest.mark.parametrize("value", [7, b"http://proxy", "", "ftp://proxy", "http://proxy:s3cret@"])
+def test_a_proxy_is_a_url_the_environment_or_none(value: Any) -> None:
+    assert "s3cret" not in refused(proxy=value)
     assert PoolConfig(proxy=None).proxy is None
+    for url in ("http://proxy", "proxy:1", "https://u:p@proxy", "socks5://proxy:1"):
+        assert PoolConfig(proxy=url).proxy == url
+
+
+def test_t12_a_proxys_password_is_in_no_repr() -> None:
+    assert "s3cret" not in repr(PoolConfig(proxy="http://user:s3cret-pass@proxy"))
+
+
+def test_socks_without_its_package_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "llm-sessions[socks]" in refused(proxy="socks5h://proxy")
+    assert PoolConfig(proxy="http://proxy").proxy
+
+
+def test_tls_files_are_read_at_once(tmp_path: Path) -> None:
+    with ThrowAwayCA() as ca:
+        mine = ca.client_file("me.example")
+        config = PoolConfig(ca_file=ca.ca_file, client_cert=mine)
+        for name in ("ca_file", "client_cert"):
+            assert "cannot be read" in refused(**{name: tmp_path / "gone.pem"})
+            given = {name: mine, "ssl_context": ssl.create_default_context()}
+            assert "beside ssl_context" in refused(**given)
+        context = config.tls_context()
+        assert context.cert_store_stats()["x509_ca"] == 1
+        assert dataclasses.replace(config, queue_size=7).tls_context() is not context
+        assert pickle.loads(pickle.dumps(config)) == config
+        assert "SSLContext" not in repr(config)
+    assert config.tls_context() is context, "the files are not needed any more"
+
+
+def test_there_is_one_context_for_all() -> None:
+    config = PoolConfig()
+    found = run_together(8, config.tls_context)
+    assert len(set(map(id, found))) == 1
+    given = ssl.create_default_context()
+    assert PoolConfig(ssl_context=given).tls_context() is given
