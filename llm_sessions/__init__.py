@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from .meetings.meeting import Meeting
     from .meetings.rules import Role
     from .meetings.transcripts import Transcripts
-    from .pool.config import PoolConfig
+    from .pool.config import WEBEX_HOSTS, PoolConfig
     from .pool.messages import Messages
     from .pool.pool import ALL_SESSIONS, ConnectionPool
     from .pool.session import Session
@@ -152,6 +152,7 @@ __all__ = [
     "Transcript",
     "Transcripts",
     "UnknownResponse",
+    "WEBEX_HOSTS",
     "WaitTimeout",
     "__version__",
 ]
@@ -183,7 +184,7 @@ _HOMES: Final = {
         "meetings.transcripts": ["Transcripts"],
         "meetings.delivery": ["MeetingFailed"],
         "meetings.meeting": ["Meeting"],
-        "pool.config": ["PoolConfig"],
+        "pool.config": ["WEBEX_HOSTS", "PoolConfig"],
         "pool.messages": ["Messages"],
         "pool.pool": ["ALL_SESSIONS", "ConnectionPool"],
         "pool.session": ["Session"],

@@ -1,12 +1,15 @@
-"""A child knows that it is one."""
+"""A child knows that it is one, and what belongs to one process stays in it."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 
@@ -198,3 +201,14 @@ def test_t7_a_meeting_whose_locks_are_held_at_the_fork_tells_the_child_so() -> N
         "exit": "None",
     }
     assert told == {name: looks.get(name, "PoolClosed") for name in told} and looks.keys() < told.keys()
+
+
+class Slotted(_fork.OneProcess):
+    __slots__ = ("value",)
+
+
+@pytest.mark.parametrize("refused", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_belongs_to_one_process_is_not_pickled_and_not_copied(refused: Any) -> None:
+    with pytest.raises(TypeError, match=r"^Slotted objects cannot be pickled or copied: "):
+        refused(Slotted())
+    assert not hasattr(Slotted(), "__dict__")

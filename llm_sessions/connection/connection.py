@@ -160,10 +160,11 @@ class Connection:
                 self._send_own(protocol)  # the answer to a close; nobody waits for it
                 ended = protocol.ended
             assert ended is not None
-            if ended.code == 1006 and self._stream.ended and ended.cause is EndCause.LOST:
-                ended = Ended(ended.code, ended.reason, EndCause.ABORTED, ended.error)
+            aborted = ended.code == 1006 and self._stream.ended and ended.cause is EndCause.LOST
+            cause = EndCause.ABORTED if aborted else ended.cause
             self._stream.release()
-            self._owner.link_ended(self, ended)
+            # A reason is the server's words, and becomes part of errors and events: it may quote the token.
+            self._owner.link_ended(self, Ended(ended.code, redact(ended.reason), cause, ended.error))
 
     def _read_until_over(self, protocol: MercuryProtocol) -> None:
         more = False  # the last read was full: there may be more without asking

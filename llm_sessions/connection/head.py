@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from .._logging import redact
 from .._sync import Deadline
 from .stream import Stream
 
@@ -31,7 +32,8 @@ def read_head(stream: Stream, deadline: Deadline) -> tuple[bytes, bytes]:
             break
         data += stream.read_within(deadline)
     if not data.startswith(b"HTTP/"):
-        raise NotHTTP(f"it sent {data[:16]!r}")
+        said = redact(data.decode("latin-1")).encode("latin-1")  # first: the cut would leave half a secret
+        raise NotHTTP(f"it sent {said[:16]!r}")
     if not 0 <= end <= _MAX_HEAD:
         raise NotHTTP(f"its header is longer than {_MAX_HEAD} bytes")
     return data[: end + 4], data[end + 4 :]

@@ -1,9 +1,9 @@
 """The opening handshake (RFC 6455 4), by websocket-client, over our stream. Nothing else is asked of it.
 
 websocket-client gets a stand-in for a socket. It reads the answer's head as `head.py` does, and withholds
-three things: cookies, which websocket-client shares between all
-sockets of the process; the length of a refusal's body, which it would read to the end, however long or slow
-that is; and the bytes that came glued to the answer, which are the first frames.
+three things: cookies, which websocket-client shares between all sockets of the process; the length of a
+refusal's body, which it would read to the end, however long or slow that is; and the bytes that came glued
+to the answer, which are the first frames.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import websocket
 
+from .._logging import redact
 from .._sync import Deadline
 from .._version import __version__
 from ..protocol.closing import Failure, classify_status
@@ -102,6 +103,7 @@ def upgrade(
     request.update(headers)
     sock = _HandshakeSocket(stream, deadline, own_cookies=names.count("cookie"))
     client: Any = websocket.WebSocket(enable_multithread=False)
+    refused: tuple[int, Mapping[str, str] | None] | None = None
     try:
         client.connect(
             url,
@@ -111,7 +113,7 @@ def upgrade(
             redirect_limit=0,  # a redirect would carry credentials to another place
         )
     except websocket.WebSocketBadStatusException as exc:
-        raise _refusal(address, exc.status_code, exc.resp_headers) from exc
+        refused = exc.status_code, exc.resp_headers
     except NotHTTP as exc:
         raise AttemptFailed(
             Failure.MISPLACED, f"{address} does not speak HTTP, so it is no WebSocket server: {exc}"
@@ -120,18 +122,26 @@ def upgrade(
         raise StreamBroken("the connection was closed during the opening handshake") from exc
     except (websocket.WebSocketException, ValueError, LookupError, OSError) as exc:
         status = client.getstatus()
-        if status not in (None, 101):  # a redirect, which raises from 1.9.1 on
-            raise _refusal(address, status, client.getheaders()) from exc
-        # An answer that is not signed with our key, or a malformed head (LookupError up to 1.9.0).
-        raise AttemptFailed(Failure.MISPLACED, f"{address} did not upgrade to a WebSocket: {exc}") from exc
-    if client.getstatus() != 101:  # a redirect, which older ones take for success
-        raise _refusal(address, client.getstatus(), client.getheaders())
+        if status in (None, 101):
+            # An answer that is not signed with our key, or a malformed head (LookupError up to 1.9.0).
+            what = f"{address} did not upgrade to a WebSocket: {redact(str(exc))}"
+            raise AttemptFailed(Failure.MISPLACED, what) from exc
+        refused = status, client.getheaders()  # a redirect, which raises from 1.9.1 on
+    else:
+        if client.getstatus() != 101:  # a redirect, which older ones take for success
+            refused = client.getstatus(), client.getheaders()
+    if refused is not None:
+        # Not from websocket-client's exception: that quotes the answer's head, which may quote our URL, and
+        # so the token in it.
+        raise _refusal(address, *refused) from websocket.WebSocketBadStatusException(
+            f"handshake status {refused[0]}", refused[0]
+        )
     return sock.rest
 
 
 def _refusal(address: Address, status: int, headers: Mapping[str, str] | None) -> AttemptFailed:
     headers = headers or {}
-    kind = headers.get("content-type", "").partition(";")[0]
+    kind = redact(headers.get("content-type", "").partition(";")[0])
     what = f"HTTP {status}" + (f" with {kind}" if kind else "")
     return AttemptFailed(
         classify_status(status),

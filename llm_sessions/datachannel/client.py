@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from .._fork import OneProcess
 from .._logging import without_secrets
 from .._sync import Deadline
 from ..errors import AlreadyConnected, ConfigurationError, ConnectCancelled, PoolClosed
@@ -47,7 +48,7 @@ __all__ = ["DataChannel", "DataChannelClient"]
 _SUPERSEDED: Final = (3050, "replaced")
 
 
-class DataChannelClient(ClientEvents, ClientTokens):
+class DataChannelClient(ClientEvents, ClientTokens, OneProcess):
     """Registers data channels over REST and keeps them online. Safe from any thread and any callback.
 
     Methods that take a `session_id` mean `LLM_DEFAULT_SESSION` if it is not given. Use it as a context

@@ -101,7 +101,7 @@ class _Flight:
         self.ended = Latch()  # its thread has nothing more to do
 
 
-class DeviceRegistration(Endpoint):
+class DeviceRegistration(Endpoint, _fork.OneProcess):
     """A device at Webex, registered when it is needed. Safe from any thread.
 
     `ConnectionPool().connect(DeviceRegistration(token))` gives the events of an account, such as

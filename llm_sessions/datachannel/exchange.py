@@ -1,35 +1,33 @@
 """One HTTP request and its answer: under one deadline, of limited size, with no secret in what it raises.
 
 A timeout of requests is one of each wait for the peer: headers that drip in byte by byte hold a request for
-days. The session made here lets every receive have what is left of the whole time, and sends nothing once
-that is over. Name lookup, and each address that is tried, cannot be cut short: who must not wait for them
-runs the exchange on a thread of its own.
+days. The session that is made for an exchange, see `timed`, lets every receive have what is left of the whole
+time, and sends nothing once that is over. Name lookup, and each address that is tried, cannot be cut short:
+who must not wait for them runs the exchange on a thread of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import io
-import os
 import ssl
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 
 from .._logging import one_line, redact
 from .._sync import Deadline
-from ..connection.proxies import ENVIRONMENT, ProxyAddress
+from ..connection.proxies import ENVIRONMENT
 from ..connection.tunnel import refusal
 from ..errors import ConfigurationError, LLMSessionsError, fresh_copy
+from ..pool.sources import check_host
 from ..protocol.closing import Failure
 from ..protocol.url import is_loopback
 from .hops import chain_of, explain, way_to
+from .timed import TimedAdapter, timed_session
 
 __all__ = [
     "MAX_ANSWER_BYTES",
@@ -59,14 +57,16 @@ class Answer:
     Attributes:
         status: HTTP status.
         headers: Its headers; names in any case.
-        body: Its body; None if that was larger than was allowed.
+        body: Its body; None if it was not read, or not all of it.
         timing: Seconds from the request until the answer was read.
+        unread: Why there is no body, as the end of a sentence: "too large a body".
     """
 
     status: int
     headers: Mapping[str, str] = dataclasses.field(repr=False)
     body: bytes | None = dataclasses.field(repr=False)
     timing: float
+    unread: str = ""
 
 
 class ExchangeFailed(Exception):
@@ -82,11 +82,18 @@ class ExchangeFailed(Exception):
         self.message, self.timed_out, self.failure = message, timed_out, failure
 
 
-def check_url(url: object, *, allow_insecure: bool, argument: str = "url") -> str:
+def check_url(
+    url: object,
+    *,
+    allow_insecure: bool,
+    allowed_hosts: Collection[str] | None = None,
+    argument: str = "url",
+) -> str:
     """Return an HTTP URL that credentials may be sent to.
 
     Raises:
-        ConfigurationError: If it is none: `http://` to another host than loopback needs `allow_insecure`.
+        ConfigurationError: If it is none: `http://` to another host than loopback needs `allow_insecure`, and
+            if there are `allowed_hosts`, its host must be one of them.
     """
     if not isinstance(url, str):
         raise ConfigurationError(argument, f"must be a string, not {type(url).__name__}")
@@ -107,6 +114,7 @@ def check_url(url: object, *, allow_insecure: bool, argument: str = "url") -> st
             f"http:// sends secrets to {parts.hostname} unencrypted; use https://, a loopback host, or "
             "allow_insecure=True",
         )
+    check_host(parts.hostname, allowed_hosts, argument)
     return url
 
 
@@ -196,7 +204,9 @@ def ask(
         failed = fresh_copy(exc)  # without its traceback, which leads to the request
     except Exception as exc:  # noqa: BLE001  # also what hooks and adapters of the given session raise
         cause, timed_out = scrubbed(exc, secrets)
-        failure, text = explain(chain_of(exc), via, where) or (None, f"{type(cause).__name__}: {cause}")
+        through = "" if via is None else f" (through the proxy {via})"
+        own = f"{type(cause).__name__}: {cause}{through}"
+        failure, text = explain(chain_of(exc), via, where) or (None, own)
         failed = ExchangeFailed(clean(text, secrets), timed_out or deadline.expired, failure)
         failed.__cause__ = cause
     try:
@@ -229,7 +239,7 @@ def _ask(
     if (meant.scheme, meant.hostname, meant.port) != (where.scheme, where.hostname, where.port):
         raise ValueError("requests reads this URL in another way than it was checked")
     adapter = session.get_adapter(prepared.url)
-    if isinstance(adapter, _TimedAdapter):
+    if isinstance(adapter, TimedAdapter):
         options["proxies"] = adapter.proxies
     elif where.scheme == "http" and is_loopback(where.hostname or ""):
         # A proxy is another host, which may not see what goes to loopback in the clear.
@@ -249,11 +259,10 @@ def _ask(
     began = time.monotonic()
     try:
         with session.send(prepared, timeout=timeout, allow_redirects=False, **options) as response:
-            # A short piece of a compressed body may be a long one of the body: not all versions of urllib3
-            # know how to stop in between.
-            piece = 1 if response.headers.get("Content-Encoding") else piece
-            body = _read(response, deadline, max_bytes, piece)
-            return Answer(response.status_code, response.headers, body, time.monotonic() - began)
+            body, unread = None, _coding(response)
+            if not unread and (body := _read(response, deadline, max_bytes, piece)) is None:
+                unread = "too large a body"
+            return Answer(response.status_code, response.headers, body, time.monotonic() - began, unread)
     finally:
         while opened:  # also what a hook that raised was given; none is left, for they know these hooks
             opened.pop().close()
@@ -261,6 +270,21 @@ def _ask(
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
+
+
+def _coding(response: requests.Response) -> str:
+    """Say what is wrong with how the body is encoded; nothing if nothing is.
+
+    A few bytes of a compressed body can become a thousand times as many, and cost the CPU for it.
+    """
+    coding = response.headers.get("Content-Encoding", "").strip().lower()
+    if coding in ("", "identity") or not _has_body(response):
+        return ""
+    return f"a body in {clean(coding)[:20]}, which was not asked for"
+
+
+def _has_body(response: requests.Response) -> bool:
+    return response.status_code != 204 and response.headers.get("Content-Length") != "0"
 
 
 def _read(response: requests.Response, deadline: Deadline, max_bytes: int, size: int) -> bytes | None:
@@ -272,141 +296,6 @@ def _read(response: requests.Response, deadline: Deadline, max_bytes: int, size:
         if deadline.expired:
             raise TimeoutError("the answer came too slowly")
     return bytes(body)
-
-
-# -- a session whose receives share one deadline -------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def timed_session(
-    deadline: Deadline, context: ssl.SSLContext | None = None, proxy: ProxyAddress | None = None
-) -> Iterator[requests.Session]:
-    """A session for one exchange; nothing of it is left afterwards, cookies neither."""
-    with requests.Session() as session:
-        for adapter in session.adapters.values():
-            adapter.close()
-        session.mount("https://", _TimedAdapter(deadline, context, proxy))
-        session.mount("http://", _TimedAdapter(deadline, context, proxy))
-        yield session
-
-
-class _TimedAdapter(HTTPAdapter):
-    """Makes its connections of classes that know the deadline.
-
-    Attributes:
-        proxies: What requests is to go through: this, and nothing that it finds in the environment.
-    """
-
-    def __init__(
-        self, deadline: Deadline, context: ssl.SSLContext | None, proxy: ProxyAddress | None
-    ) -> None:
-        self._deadline, self._proxy = deadline, proxy
-        self.proxies: dict[str, str] = {}
-        if proxy is not None:
-            # PySocks wants the password in the URL. For the others it is a header, which no error quotes.
-            self.proxies = dict.fromkeys(("http", "https"), proxy.full_url if proxy.socks else str(proxy))
-        self._tls: dict[str, Any] = {} if context is None else {"ssl_context": _UnchangedContext(context)}
-        super().__init__()
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self._time(self.poolmanager)
-
-    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-        if self._proxy is not None and self._proxy.tls and self._tls:
-            kwargs["proxy_ssl_context"] = self._tls["ssl_context"]
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        self._time(manager)
-        return manager
-
-    def proxy_headers(self, proxy: Any) -> dict[str, str]:
-        authorization = None if self._proxy is None else self._proxy.authorization
-        return {} if authorization is None else {"Proxy-Authorization": authorization}
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        if not self._tls:
-            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
-            return
-        conn.cert_reqs = self._tls["ssl_context"].verify_mode
-        conn.ca_certs = conn.ca_cert_dir = None
-
-    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
-        host, tls = super().build_connection_pool_key_attributes(request, verify, cert)
-        return host, {**tls, "ca_certs": None, "ca_cert_dir": None, **self._tls} if self._tls else tls
-
-    def _time(self, manager: Any) -> None:
-        manager.connection_pool_kw.update(self._tls)
-        manager.pool_classes_by_scheme = {
-            scheme: _timed_pool(kind, self._deadline)
-            for scheme, kind in manager.pool_classes_by_scheme.items()
-        }
-
-
-class _UnchangedContext:
-    """A TLS context that urllib3 wraps sockets with and cannot change.
-
-    It would set what protocols are offered, each time: in a context that other threads make connections with
-    at the same moment, which OpenSSL does not allow. What it sets is kept here and has no effect.
-    """
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._context = context
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    def set_alpn_protocols(self, protocols: object) -> None:
-        pass
-
-
-def _timed_pool(pool_class: Any, deadline: Deadline) -> type:
-    """Derive from a pool class of urllib3's, whichever it is: HTTP, HTTPS or SOCKS."""
-    connection_class: Any = pool_class.ConnectionCls
-
-    def connect(self: Any) -> None:
-        connection_class.connect(self)
-        if deadline.expired:  # by name lookup or an address that did not answer
-            self.close()
-            raise TimeoutError("connected too late to ask")
-
-    def send(self: Any, data: Any) -> None:
-        try:
-            connection_class.send(self, data)
-        except (ssl.SSLEOFError, ConnectionResetError) as exc:
-            # For urllib3 this one is no end: what the peer said before it left is still to be read, such as
-            # that it wants a client certificate, which in TLS 1.3 comes after the handshake.
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from exc
-
-    def response_class(sock: Any, *args: Any, **kwargs: Any) -> Any:
-        response = connection_class.response_class(sock, *args, **kwargs)
-        response.fp = io.BufferedReader(_TimedReads(sock, response.fp.detach(), deadline))
-        return response
-
-    timed = {"connect": connect, "send": send, "response_class": staticmethod(response_class)}
-    connection = type("TimedConnection", (connection_class,), timed)
-    return type("TimedPool", (pool_class,), {"ConnectionCls": connection})
-
-
-class _TimedReads(io.RawIOBase):
-    """The raw file of a socket, each of whose reads ends with the deadline."""
-
-    def __init__(self, sock: Any, raw: Any, deadline: Deadline) -> None:
-        self._sock, self._raw, self._deadline = sock, raw, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline.left()
-        if not left:
-            raise TimeoutError("timed out")
-        self._sock.settimeout(left)
-        size: int | None = self._raw.readinto(buffer)
-        return size
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
 
 
 # -- nothing that is raised holds a secret -------------------------------------------------------------------

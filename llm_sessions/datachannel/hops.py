@@ -5,6 +5,7 @@ The words are those of `connection/opening.py`, for what requests raises.
 
 from __future__ import annotations
 
+import http.client
 import re
 import ssl
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ..connection.tls_failures import explain_tls
 from ..connection.tunnel import refusal
 from ..protocol.closing import Failure
 
-__all__ = ["chain_of", "explain", "way_to"]
+__all__ = ["chain_of", "explain", "mark_tunnel", "way_to"]
 
 _TUNNEL: Final = re.compile(r"Tunnel connection failed: (\d{3}) ?(.*)")
 _SOCKS_REPLY: Final = re.compile(r"0x0([13456]): ")  # the proxy's network failed it; others are a refusal
@@ -41,6 +42,11 @@ def way_to(url: str, setting: str | None) -> tuple[ProxyAddress | None, str]:
     if via is not None and via.socks:
         check_installed("socks")
     return via, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def mark_tunnel(exc: BaseException) -> None:
+    """Say of an exception that it comes from the way through an HTTP proxy: from CONNECT or its answer."""
+    exc.__dict__["of_the_tunnel"] = True
 
 
 def chain_of(exc: BaseException) -> list[BaseException]:
@@ -77,15 +83,30 @@ def explain(
     for one in reversed(chain):
         if type(one).__module__ == "socks":
             return _socks(one, proxy, where)
-        found = _TUNNEL.match(str(one)) if isinstance(one, OSError) else None
-        if found is not None:
-            refused = refusal(proxy, where, int(found[1]), found[2])
-            return refused.failure, refused.message
+        if "of_the_tunnel" in vars(one):
+            return _tunnel(one, proxy, where)
     if not at_proxy:
         return None
     system = [one.strerror for one in chain if isinstance(one, OSError) and one.strerror]
     why = system[-1] if system else f"{type(chain[-1]).__name__}: {chain[-1]}"
     return Failure.NETWORK, f"the proxy {proxy} cannot be reached: {why}"
+
+
+def _tunnel(error: BaseException, proxy: ProxyAddress, where: str) -> tuple[Failure, str]:
+    """The same for what http.client raises of CONNECT."""
+    found = _TUNNEL.match(str(error))
+    if found is not None:
+        refused = refusal(proxy, where, int(found[1]), found[2])
+        return refused.failure, refused.message
+    if isinstance(error, TimeoutError):
+        return Failure.NETWORK, f"the proxy {proxy} did not answer"
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
+        what = f"does not speak HTTP, so it is no HTTP proxy: {type(error).__name__}"
+        return Failure.MISPLACED, f"the proxy {proxy} {what}"
+    why = "it closed the connection"
+    if isinstance(error, OSError) and error.strerror:
+        why = error.strerror
+    return Failure.NETWORK, f"the proxy {proxy} broke off before it had reached {where}: {why}"
 
 
 def _socks(error: BaseException, proxy: ProxyAddress, where: str) -> tuple[Failure, str]:

@@ -64,7 +64,7 @@ class _Request:
         self.over = Latch()
 
 
-class OAuthTokens:
+class OAuthTokens(_fork.OneProcess):
     """A `TokenProvider` that gets access tokens by a refresh token. Safe from any thread.
 
     `ConnectionPool(OAuthTokens(…))` refreshes before the access token expires and when a server refuses it:
@@ -90,8 +90,8 @@ class OAuthTokens:
         leeway: Seconds before the expiry from which on `get` refreshes, but not in the first half of the time
             that a new token has.
         allow_insecure: Let `http://` go to other hosts than loopback.
-        config: For the proxy and what TLS trusts, without `http`; give it the pool's. None for the proxies of
-            the environment and what requests trusts.
+        config: For `allow_insecure` and `allowed_hosts`, and, without `http`, the proxy and what TLS trusts;
+            give it the pool's. None for any host, the proxies of the environment and what requests trusts.
 
     Raises:
         ConfigurationError: If an argument cannot be used; no text quotes a secret.
@@ -124,7 +124,11 @@ class OAuthTokens:
             raise ConfigurationError("config", "must be a PoolConfig or None")
         check_seconds("leeway", leeway, zero=True)
         self._connect, self._timeout = check_timeout(timeout)
-        self._url = check_url(url, allow_insecure=allow_insecure)
+        self._url = check_url(
+            url,
+            allow_insecure=allow_insecure or (config is not None and config.allow_insecure),
+            allowed_hosts=None if config is None else config.allowed_hosts,
+        )
         self._on_refresh, self._http, self._leeway = on_refresh, http, leeway
         self._tls = None if config is None else config.tls_context
         self._proxy = ENVIRONMENT if config is None else config.proxy

@@ -13,7 +13,7 @@ from ..errors import ConfigurationError, TokenRefreshError
 from ..pool.config import check_seconds
 from ..pool.retry import parse_retry_after
 from ..pool.sources import bearer
-from .exchange import MAX_ANSWER_BYTES, Answer, clean
+from .exchange import Answer, clean
 
 __all__ = [
     "Expiry",
@@ -202,7 +202,7 @@ def _refused(
     elif final:
         what = f"the refresh token is not valid any more: {what}"
     elif answer.body is None:
-        what = f"{what} with more than {MAX_ANSWER_BYTES} bytes"
+        what = f"{what} with {answer.unread}"
     elif 200 <= status <= 299:
         what = f"{what} without an access token"
     elif 300 <= status <= 399:

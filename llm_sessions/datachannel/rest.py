@@ -116,12 +116,12 @@ class RestClient:
         Raises:
             ConfigurationError: If it is none.
         """
-        checked = check_url(url, allow_insecure=self._config.allow_insecure, argument=argument)
-        try:
-            check_host(urlsplit(checked).hostname or "", self._config)
-        except ConfigurationError as exc:
-            raise ConfigurationError(argument, exc.problem) from None
-        return checked
+        return check_url(
+            url,
+            allow_insecure=self._config.allow_insecure,
+            allowed_hosts=self._config.allowed_hosts,
+            argument=argument,
+        )
 
     def link(self, reply: Reply, name: str, session_id: str = "", *, within: object = None) -> str:
         """Return an address that an answer names and that the token will be sent to.
@@ -143,7 +143,7 @@ class RestClient:
         try:
             if name.endswith("webSocketUrl"):
                 address = parse_url(url, allow_insecure=self._config.allow_insecure, argument=name)
-                check_host(address.host, self._config)
+                check_host(address.host, self._config.allowed_hosts)
             else:
                 self.check_url(url, name)
         except ConfigurationError as exc:
@@ -265,7 +265,7 @@ def _read(answer: Answer, empty_ok: bool, secrets: Collection[str]) -> dict[str,
     """Return the object in a good answer, or what to say of one that is not good."""
     good = 200 <= answer.status <= 299
     if answer.body is None:
-        return " with too large a body"
+        return f" with {answer.unread}"
     if good and empty_ok and not answer.body.strip():
         return {}
     try:

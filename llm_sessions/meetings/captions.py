@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .._fork import OneProcess
 from ..pool.config import check_count, check_flag
 from ..pool.session import DEFAULT_TIMEOUT, Timeout, check_timeout
 from .caption_events import CaptionLanguageAnswer, CaptionLanguages
@@ -21,7 +22,7 @@ from .transcripts import Aside, Transcripts
 __all__ = ["Captions"]
 
 
-class Captions:
+class Captions(OneProcess):
     """The captions of a `Meeting`, as its `captions`. Safe from any thread and any callback.
 
     Captions come on the channels that are online, in the meeting's events `transcript` and `languages` among

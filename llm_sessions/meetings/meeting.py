@@ -26,6 +26,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .._fork import OneProcess
 from .._sync import MEETING, Deadline, make_lock
 from ..datachannel.client import DataChannelClient
 from ..datachannel.holding import Holder
@@ -56,7 +57,7 @@ __all__ = ["Meeting"]
 _numbers = itertools.count(1)
 
 
-class Meeting(MeetingEvents):
+class Meeting(MeetingEvents, OneProcess):
     """Keeps the data channels of a meeting as they should be: the main one, and that of the practice session.
 
     The main channel is wanted while the meeting is joined and not in the lobby; the practice session's for a

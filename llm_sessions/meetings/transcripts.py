@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeAlias
 
+from .._fork import OneProcess
 from .caption_events import Transcript
 
 __all__ = ["Aside", "Transcripts"]
@@ -17,7 +18,7 @@ Aside: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
 """A context in which a thread waits for what comes on a session."""
 
 
-class Transcripts:
+class Transcripts(OneProcess):
     """The final captions of a joined meeting from one moment on, from `Captions.transcripts`.
 
     An iterator of `Transcript`, and a context manager that ends it. Every iterator gets every line; several

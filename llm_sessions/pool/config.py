@@ -6,14 +6,14 @@ import dataclasses
 import math
 import ssl
 from collections.abc import Collection
-from typing import Literal
+from typing import Final, Literal
 
 from ..connection.proxies import ENVIRONMENT, check_setting
 from ..connection.socks import check_installed
 from ..connection.trust import ClientCert, File, make_context
 from ..errors import ConfigurationError
 
-__all__ = ["PoolConfig"]
+__all__ = ["WEBEX_HOSTS", "PoolConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,12 @@ class PoolConfig:
         force_close_delay: How long a close waits for the server's answer.
         retire_timeout: How long a replaced socket is kept for the server to close it.
         max_message_bytes: Larger messages are dropped.
-        queue_size: Messages that may wait for a session's listeners.
+        queue_size: Messages, not bytes, that may wait for a session's listeners, for its `receive` and for
+            each of its `messages`. Of how many bytes, `max_message_bytes` bounds.
         when_full: `block` stops reading until there is room; `drop_oldest` makes room.
         allow_insecure: Let `ws://` go to other hosts than loopback.
-        allowed_hosts: Hosts that may get the token, each a name or `*.domain`; None for any.
+        allowed_hosts: Hosts that may get the token, each a name or `*.domain`; None for any. `WEBEX_HOSTS`
+            are those of Webex.
         ssl_context: For `wss://` and `https://`; None to have one made of the next two.
         ca_file: PEM file of the authorities to trust, and no others; None for those that the system trusts.
             Read at once.
@@ -180,3 +182,17 @@ def check_count(name: str, value: object, *, least: int, none: bool = False) -> 
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         allowed = f"a whole number of at least {least}" + (" or None" if none else "")
         raise ConfigurationError(name, f"must be {allowed}, not {value!r}")
+
+
+WEBEX_HOSTS: Final = frozenset(
+    {
+        *("webexapis.com", "*.webexapis.com"),
+        *("webex.com", "*.webex.com"),
+        *("wbx2.com", "*.wbx2.com"),
+        *("ciscospark.com", "*.ciscospark.com"),
+    }
+)
+"""For `PoolConfig(allowed_hosts=WEBEX_HOSTS)`: the hosts of Webex, beyond which no token goes.
+
+Add your own with `WEBEX_HOSTS | {"gateway.example"}`.
+"""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .._fork import OneProcess
+
 if TYPE_CHECKING:
     from ..protocol.envelope import Envelope
     from .inbox import Inbox
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Messages"]
 
 
-class Messages:
+class Messages(OneProcess):
     """The messages of a session from one moment on, from `Session.messages`.
 
     An iterator of `Envelope`, and a context manager that ends it. Every iterator gets every message; several

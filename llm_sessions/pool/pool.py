@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, TypeVar, overload
 
+from .._fork import OneProcess
 from .._logging import get_logger
 from .._sync import POOL, Deadline, make_lock
 from ..errors import ConfigurationError
@@ -52,7 +53,7 @@ SessionId = str | _Marker
 _numbers = itertools.count(1)
 
 
-class ConnectionPool:
+class ConnectionPool(OneProcess):
     """Many data channel sessions at once, keyed by session id.
 
     Nothing starts before the first `connect`. Every method is safe to call from any thread and from any
@@ -148,7 +149,7 @@ class ConnectionPool:
         config = self._env.config
         endpoint = None if url is None else as_endpoint(url, allow_insecure=config.allow_insecure)
         if isinstance(url, str):
-            check_host(parse_url(url, allow_insecure=config.allow_insecure).host, config)
+            check_host(parse_url(url, allow_insecure=config.allow_insecure).host, config.allowed_hosts)
         provider = None if token is None else as_provider(token)
         if isinstance(url, str) and provider is None and self._env.provider is None:
             raise ConfigurationError("token", "neither the pool nor connect() was given one")

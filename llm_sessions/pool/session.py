@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from .. import _json
+from .._fork import OneProcess
 from ..connection.transport import LinkBroken
 from ..errors import ConfigurationError, ConnectionLost, NotOnline, WaitTimeout
 from ..protocol.closing import check_close
@@ -85,7 +86,7 @@ def transmit(machine: SessionMachine, standing: Standing, payload: bytes) -> Non
     machine.count_sent()
 
 
-class Session:
+class Session(OneProcess):
     """One session of a pool, from `ConnectionPool.connect` or `.session`; it lives as long as its pool.
 
     Disconnecting and connecting again keeps it and its listeners. Safe to use from any thread and from any

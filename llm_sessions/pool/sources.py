@@ -8,7 +8,7 @@ attribute in seconds if it knows one, and the pool waits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Protocol, runtime_checkable
 
 from .._logging import without_secrets
@@ -224,15 +224,14 @@ def as_endpoint(url: Any, *, allow_insecure: bool) -> Endpoint:
     return UrlEndpoint(url)
 
 
-def check_host(host: str, config: PoolConfig) -> None:
+def check_host(host: str, allowed_hosts: Collection[str] | None, argument: str = "url") -> None:
     """Refuse a host that may not get the token.
 
     Raises:
-        ConfigurationError: If `allowed_hosts` is given and the host is not among them.
+        ConfigurationError: If there are `allowed_hosts` and the host is not among them.
     """
-    allowed = config.allowed_hosts
-    if allowed is not None and not any(_is_meant(host.lower(), one.lower()) for one in allowed):
-        raise ConfigurationError("url", f"the host {host} is not in allowed_hosts")
+    if allowed_hosts is not None and not any(_is_meant(host.lower(), one.lower()) for one in allowed_hosts):
+        raise ConfigurationError(argument, f"the host {host} is not in allowed_hosts")
 
 
 def _is_meant(host: str, allowed: str) -> bool:
@@ -254,5 +253,5 @@ def check_target(target: object, config: PoolConfig) -> Address:
         raise ConfigurationError("headers", f"must be a mapping, not {type(target.headers).__name__}")
     check_headers(target.headers)
     address = parse_url(target.url, allow_insecure=config.allow_insecure)
-    check_host(address.host, config)
+    check_host(address.host, config.allowed_hosts)
     return address

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 
 from ..protocol.state import ONLINE, SessionState
 
@@ -79,7 +78,7 @@ class PoolStats(Counts):
 
     Attributes:
         name: The pool's.
-        sessions: Every session's, by id.
+        sessions: Every session's, by id. A dict of its own, so that the whole can be copied and pickled.
         online: How many of them are online.
         threads: The pool's threads that run.
         queue_depth: Messages that wait in all queues together.
@@ -117,7 +116,7 @@ def pool_stats(
     return PoolStats(
         **{counted: getattr(total, counted) for counted in COUNTED},
         name=name,
-        sessions=MappingProxyType(by_id),
+        sessions=by_id,
         online=sum(one.state in ONLINE for one in by_id.values()),
         threads=threads,
         queue_depth=sum(one.queue_depth for one in by_id.values()),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llm_sessions._logging import know_secret
 from llm_sessions._sync import Deadline
 from llm_sessions.connection import head as head_module
 from llm_sessions.connection.head import NotHTTP, read_head
@@ -45,6 +46,13 @@ def test_what_comes_behind_it_is_kept() -> None:
 def test_what_is_no_http_is_told_as_soon_as_it_shows(pieces: tuple[bytes, ...]) -> None:
     with pytest.raises(NotHTTP, match="it sent"):
         read(*pieces)
+
+
+def test_t11_a_cut_leaves_nothing_of_a_secret() -> None:
+    know_secret("s3cret-of-more-than-16-bytes")
+    with pytest.raises(NotHTTP) as caught:
+        read(b"s3cret-of-more-than-16-bytes?\xff\r\n")
+    assert str(caught.value) == r"it sent b'***?\xff\r\n'"
 
 
 def test_a_head_has_64_kib_at_most() -> None:

@@ -414,13 +414,3 @@ def test_t12_urls_that_are_refused(url: Any) -> None:
         check_url(url, allow_insecure=True, argument="there")
     assert caught.value.argument == "there"
     assert "s3cret" not in str(caught.value)
-
-
-def test_the_sessions_own_adapters_are_not_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed: list[object] = []
-    close = exchange.HTTPAdapter.close
-    monkeypatch.setattr(exchange.HTTPAdapter, "close", lambda self: (closed.append(self), close(self))[1])
-    with exchange.timed_session(Deadline(LONG)) as session:
-        assert len(closed) == 2
-        assert not set(closed) & set(session.adapters.values())
-    assert len(closed) == 4

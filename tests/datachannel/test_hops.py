@@ -18,7 +18,7 @@ from llm_sessions.datachannel.rest import RestClient
 from llm_sessions.protocol.closing import Failure
 from llm_sessions.testing.certificates import ThrowAwayCA
 from tests.datachannel.service import TokenService
-from tests.peers import Peer
+from tests.peers import Peer, reset
 from tests.proxies import ENCODED, HOST, PASSWORD, Proxy, clean_environment, drip, say
 from tests.support import LONG
 
@@ -132,10 +132,39 @@ def test_a_proxy_that_is_not_there(ca: ThrowAwayCA) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["http", "https"])
 @pytest.mark.parametrize("instead", [lambda peer, sock: peer.hold(), drip], ids=["mute", "dripping"])
-def test_t1_a_proxy_that_does_not_answer(instead: Any, ca: ThrowAwayCA) -> None:
-    with Proxy(instead=instead) as proxy:
-        assert fails(proxy.url(), ca, timeout=QUICK).timed_out
+def test_t1_a_proxy_that_does_not_answer_is_named(instead: Any, kind: str, ca: ThrowAwayCA) -> None:
+    with make_proxy(kind, ca, instead=instead) as proxy:
+        failed = fails(proxy.url(), ca, timeout=QUICK)
+    assert failed.timed_out and failed.failure is Failure.NETWORK
+    assert failed.message == f"the proxy {proxy.url()} did not answer"
+
+
+@pytest.mark.parametrize("kind", ["http", "https"])
+@pytest.mark.parametrize(
+    ("instead", "failure", "text"),
+    [
+        (lambda peer, sock: sock.close(), Failure.NETWORK, f"broke off before it had reached {HOST}:443: "),
+        (lambda peer, sock: reset(sock), Failure.NETWORK, f"broke off before it had reached {HOST}:443: "),
+        (say(b"SSH-2.0-x\r\n"), Failure.MISPLACED, "does not speak HTTP, so it is no HTTP proxy: "),
+    ],
+    ids=["closes", "resets", "another protocol"],
+)
+def test_a_proxy_that_breaks_off_is_named(
+    instead: Any, failure: Failure, text: str, kind: str, ca: ThrowAwayCA
+) -> None:
+    with make_proxy(kind, ca, instead=instead) as proxy:
+        failed = fails(proxy.url(), ca)
+    assert failed.message.startswith(f"the proxy {proxy.url()} {text}") and failed.failure is failure
+
+
+def test_a_service_that_breaks_off_behind_a_proxy_is_not_the_proxy(ca: ThrowAwayCA) -> None:
+    with Peer(lambda peer, sock: (sock.recv(1), reset(sock))) as service:
+        with Proxy(routes={HOST: service.port}) as proxy:
+            failed = fails(proxy.url(), ca)
+    assert failed.failure is None
+    assert failed.message.endswith(f"(through the proxy {proxy.url()})")
 
 
 def test_a_proxy_that_nobody_trusts_and_a_service_that_nobody_trusts(

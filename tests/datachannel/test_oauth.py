@@ -22,11 +22,13 @@ import requests
 import responses
 
 from llm_sessions import (
+    WEBEX_HOSTS,
     ConfigurationError,
     ConnectionPool,
     LocalProtocolError,
     NotAuthorized,
     OAuthTokens,
+    PoolConfig,
     RefreshedTokens,
     TokenProvider,
     TokenRefreshError,
@@ -853,6 +855,19 @@ def test_bad_arguments_are_refused(argument: str, value: Any) -> None:
 
 def test_t12_plain_http_to_others_needs_to_be_allowed() -> None:
     assert OAuthTokens(ID, SECRET, REFRESH, url="http://example.com/", allow_insecure=True)
+    config = PoolConfig(allow_insecure=True)
+    assert OAuthTokens(ID, SECRET, REFRESH, url="http://example.com/", config=config)
+    with pytest.raises(ConfigurationError, match="unencrypted"):
+        OAuthTokens(ID, SECRET, REFRESH, url="http://example.com/", config=PoolConfig())
+
+
+def test_t12_with_a_config_the_secrets_go_to_its_hosts_only() -> None:
+    config = PoolConfig(allowed_hosts=WEBEX_HOSTS)
+    assert OAuthTokens(ID, SECRET, REFRESH, config=config)
+    with pytest.raises(ConfigurationError, match=r"evil\.example is not in allowed_hosts") as caught:
+        OAuthTokens(ID, SECRET, REFRESH, url="https://evil.example/token", config=config)
+    assert caught.value.argument == "url"
+    assert OAuthTokens(ID, SECRET, REFRESH, url="https://evil.example/token", config=PoolConfig())
 
 
 def test_t12_a_redirect_takes_the_secrets_nowhere(service: TokenService) -> None:

@@ -202,7 +202,9 @@ def test_an_answer_without_a_token_is_temporary(body: object) -> None:
 
 
 def test_an_answer_that_is_too_large_says_so() -> None:
-    assert "more than 65536 bytes" in str(refused(None))
+    answer = Answer(200, {}, None, 0.25, "too large a body")
+    outcome = read_answer(answer, held=Held("r"), asked=Expiry.now(), leeway=0.0, where=WHERE, secrets=[])
+    assert f"{WHERE} answered 200 with too large a body" in str(outcome)
 
 
 @pytest.mark.parametrize(

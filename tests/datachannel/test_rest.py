@@ -526,20 +526,38 @@ def test_an_unknown_status_is_told_as_it_is(service: TokenService) -> None:
     assert "answered 799 (llm-sessions_" in fails(client(), service.url).message
 
 
-def test_t13_a_compressed_answer_is_bounded_by_what_it_becomes(
-    service: TokenService, http: requests.Session | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize("coding", ["gzip", "Deflate", "identity, gzip", "x-\x1b[31m"])
+def test_t13_a_compressed_answer_is_refused_and_never_unpacked(
+    service: TokenService,
+    http: requests.Session | None,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    coding: str,
 ) -> None:
-    pieces: list[Any] = []
-    iter_content = requests.Response.iter_content
+    def unpacked(response: requests.Response, size: int) -> Any:
+        raise AssertionError("the body is read")
 
-    def noted(response: requests.Response, size: int) -> Any:
-        pieces.append(size)
-        return iter_content(response, size)
+    monkeypatch.setattr(requests.Response, "iter_content", unpacked)
+    bomb = gzip.compress(b" " * 10_000_000)
+    service.answers.append(http_answer(status, bomb, Content_Encoding=coding))
+    error = fails(client(http=http), service.url)
+    shown = coding.lower().replace("\x1b", " ")
+    assert f"answered {status} with a body in {shown}, which was not asked for" in error.message
+    assert error.status == status, "that it was refused counts all the same"
+    assert b"\r\nAccept-Encoding: identity\r\n" in service.heads[0]
 
-    monkeypatch.setattr(requests.Response, "iter_content", noted)
-    service.answers.append(http_answer(200, gzip.compress(b" " * 10_000_000), Content_Encoding="gzip"))
-    assert "too large" in fails(client(http=http), service.url, max_bytes=1000).message
-    assert pieces == [1]  # of what was sent: a larger one may be a thousand times as much
+
+@pytest.mark.parametrize(
+    ("status", "body", "coding"),
+    [(200, b"{}", "Identity"), (200, b"{}", ""), (204, b"", "gzip"), (200, b"", "gzip")],
+)
+def test_what_is_not_compressed_may_say_so(
+    service: TokenService, http: requests.Session | None, status: int, body: bytes, coding: str
+) -> None:
+    service.answers.append(http_answer(status, body, Content_Encoding=coding))
+    reply = client(http=http).call("POST", service.url, empty_ok=True)
+    assert (reply.status, reply.body) == (status, {})
 
 
 # -- no answer -----------------------------------------------------------------------------------------------

@@ -65,6 +65,23 @@ def test_the_environments_proxy_is_asked_anew_for_each_attempt(
         pool.close()
 
 
+def test_d14_a_proxy_that_dies_under_a_session_costs_one_reconnect(
+    mercury: LocalServer, ca: ThrowAwayCA, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy(routes={HOST: mercury.port}) as second:
+        with Proxy(routes={HOST: mercury.port}) as first:
+            clean_environment(monkeypatch, https_proxy=first.url())
+            pool = make_pool(**settings(ca))
+            session = pool.connect(far(mercury), timeout=LONG)
+            seen = Recorder().listen(session, "online", "offline.transient")
+            monkeypatch.setenv("https_proxy", second.url())
+        seen.wait("offline.transient")
+        seen.wait("online")
+        assert (first.asked, second.asked) == ([f"{HOST}:443"], [f"{HOST}:443"])
+        assert session.url == far(mercury), "its own URL is not the proxy's"
+        pool.close()
+
+
 def test_t12_no_secret_of_ours_reaches_the_proxy_or_a_log(
     mercury: LocalServer, ca: ThrowAwayCA, make_pool: MakePool, caplog: pytest.LogCaptureFixture
 ) -> None:

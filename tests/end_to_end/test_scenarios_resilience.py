@@ -1,4 +1,4 @@
-"""D1, D2, D7, D8, D17, and what of I98, T5 and T15 needs real sockets: losses, restarts, switchovers, Ctrl-C.
+"""D1, D2, D7, D8, D17, lookups of D25, and what of I98, T5, T15 needs real sockets: losses, restarts, Ctrl-C.
 
 D16, the table of close codes, is with I29, I30 and I42 in `test_reconnect.py`.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import logging
 import signal
+import socket
 import ssl
 import threading
 import time
@@ -488,3 +490,32 @@ def test_t5_ctrl_c_interrupts_every_blocking_call_and_strands_no_other_caller(
     else:
         other.result()
     server.ignore_close(on=False)
+
+
+# -- D25: the network ----------------------------------------------------------------------------------------
+
+
+def test_d25_names_that_cannot_be_looked_up_for_a_while(
+    server: LocalServer,
+    make_pool: MakePool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "llm_sessions")
+    pool = make_pool("s3cret-of-the-account")
+    session = pool.connect(server.url(access_token="s3cret-of-the-address"))
+    heard = Recorder().listen(session, "online")
+    real, tried = socket.getaddrinfo, itertools.count(1)
+
+    def resolve(*arguments: Any, **options: Any) -> Any:
+        if next(tried) <= 30:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    server.drop()
+    heard.wait("online")  # by itself
+    assert session.stats().attempts == 32
+    told = [one for one in caplog.records if one.levelno >= logging.WARNING and "resolve" in one.getMessage()]
+    assert len(told) == 1, "the others are alike"
+    assert "s3cret" not in caplog.text

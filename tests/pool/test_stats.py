@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import time
 from collections.abc import Callable
 from typing import Any
@@ -221,10 +223,21 @@ def test_a_pool_sums_up_its_sessions(make: Make) -> None:
         "acks": 9,
     }
     assert stats.sessions["b"] == pool.session("b").stats()
-    with pytest.raises(TypeError):
-        stats.sessions["c"] = stats.sessions["a"]  # type: ignore[index]
     pool.close()
     assert pool.stats().online == 0 and pool.stats().acks == 9
+
+
+def test_statistics_are_copied_pickled_and_made_dicts_of(make: Make) -> None:
+    """As a queue of multiprocessing and a writer of JSON do it."""
+    pool, _ = make()
+    pool.connect(URL, "a")
+    for stats in (pool.stats(), pool.session("a").stats()):
+        for again in (pickle.loads(pickle.dumps(stats)), copy.copy(stats), copy.deepcopy(stats)):
+            assert again == stats and type(again) is type(stats)
+    values = dataclasses.asdict(pool.stats())
+    assert values["sessions"]["a"]["attempts"] == values["attempts"] == 1
+    pool.stats().sessions.clear()  # type: ignore[attr-defined]
+    assert list(pool.stats().sessions) == ["a"], "it is a copy"
 
 
 def test_what_forgotten_sessions_counted_stays_in_the_pools_sums(make: Make) -> None:
