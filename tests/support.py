@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +94,37 @@ class Background:
         assert not self.thread.is_alive(), "the call did not return"
         assert self._error is not None, f"it returned {self._outcome!r}"
         return self._error
+
+
+@contextlib.contextmanager
+def ctrl_c(when: Callable[[], object] = lambda: True, what: str = "") -> Iterator[None]:
+    """Expect that a real Ctrl-C ends the block in the main thread, once `when` is true and the thread waits.
+
+    A signal that comes after CPython has looked for one and before a wait begins is heard when the wait ends.
+    So it is sent when the thread has stayed at one instruction for a while.
+    """
+    main = threading.main_thread().ident or 0
+
+    def places() -> list[tuple[int, int]]:
+        frame, found = sys._current_frames().get(main), []
+        while frame is not None:
+            found.append((id(frame), frame.f_lasti))
+            frame = frame.f_back
+        return found
+
+    def strike() -> None:
+        eventually(when, what)
+        pause, looks, before = threading.Event(), 0, places()
+        while looks < 25:
+            pause.wait(0.004)
+            now = places()
+            looks, before = (looks + 1 if now == before else 0), now
+        signal.pthread_kill(main, signal.SIGINT)
+
+    striker = Background(strike)
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    striker.result()
 
 
 class Recorder:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +30,7 @@ from llm_sessions.datachannel.device import DeviceRegistration
 from llm_sessions.datachannel.device_service import DeviceService
 from llm_sessions.testing.server import LocalServer
 from tests.datachannel.service import everything_in
-from tests.support import LONG, SHORT, Background, Gate, eventually, run_together
+from tests.support import LONG, SHORT, Background, Gate, ctrl_c, eventually, run_together
 
 TOKEN, FRESH = "s3cret-access-token", "s3cret-access-fresh"
 CATALOG, DEVICES = "/u2c/api/v1/catalog", "/wdm/api/v1/devices"
@@ -283,31 +281,23 @@ def test_t5_ctrl_c_strands_nobody(plain_locks: None, server: LocalServer, make: 
     device = make()
     server.hold_rest()
     others: list[Background] = []
-    main = threading.main_thread().ident or 0
-
-    def blocked() -> bool:
-        """Say whether the main thread waits for the other one, or for the answer."""
-        return sys._current_frames()[main].f_code.co_name in ("wait", "readinto", "read", "recv_into")
 
     def flight(askers: int) -> bool:
         return device._flight is not None and len(device._flight.askers) == askers
 
-    def interrupt() -> None:
+    def interruptible() -> bool:
         if leads:
             eventually(lambda: flight(1))
             others.append(Background(device.url))
         eventually(lambda: flight(2))
         server.wait_for(lambda: len(server.requests) == 1)
-        eventually(blocked)
-        signal.pthread_kill(main, signal.SIGINT)
+        return True
 
     if not leads:
         others.append(Background(device.url))
         eventually(lambda: flight(1))
-    helper = Background(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c(interruptible):
         device.url()
-    helper.result()
     server.release_rest()
     assert others[0].result() == device.device_url
     assert asked(server)[-3:] == REGISTERED

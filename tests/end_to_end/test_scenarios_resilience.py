@@ -9,7 +9,6 @@ import collections
 import itertools
 import json
 import logging
-import signal
 import socket
 import ssl
 import threading
@@ -31,7 +30,7 @@ from llm_sessions import (
 from llm_sessions.pool.attempt import Attempt
 from llm_sessions.testing.server import LocalServer, ServerConnection
 from tests.peers import Peer, frame, read_frame
-from tests.support import LONG, Background, Recorder, eventually, library_threads
+from tests.support import LONG, Background, Recorder, ctrl_c, eventually, library_threads
 
 MakePool = Callable[..., ConnectionPool]
 SHUTDOWN = "event:mercury_shutdown"
@@ -474,14 +473,8 @@ def test_t5_ctrl_c_interrupts_every_blocking_call_and_strands_no_other_caller(
     other = Background(blocking.call)
     eventually(lambda: blocking.waiting() == 1, "the other caller does not wait")
 
-    def interrupt() -> None:
-        eventually(lambda: blocking.waiting() == 2, "the main thread does not wait")
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    killer = Background(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c(lambda: blocking.waiting() == 2, "the main thread does not wait"):
         blocking.call()
-    killer.result()
     assert not other.done
     blocking.finish()
     if name == "send":  # theirs may be behind half of ours

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-import signal
 import threading
 from collections.abc import Callable
 from queue import Empty
@@ -20,7 +19,7 @@ from llm_sessions.meetings.caption_events import Transcript
 from llm_sessions.meetings.transcripts import Transcripts
 from llm_sessions.testing.clock import ManualClock
 from tests.meetings.world import PRACTICE_SESSION, MeetingWorld, give, transcript, world
-from tests.support import LONG, SHORT, Background, Gate, eventually, run_together
+from tests.support import LONG, SHORT, Background, Gate, ctrl_c, eventually, run_together
 
 __all__ = ["world"]  # a fixture
 
@@ -177,21 +176,11 @@ def test_t5_ctrl_c_while_waiting_loses_nothing() -> None:
 
 
 def test_t5_ctrl_c_ends_a_wait_without_limit_and_nobody_elses() -> None:
-    gate, main = Gate(), threading.main_thread()
-
-    def announce() -> None:
-        if threading.current_thread() is main:
-            threading.Thread(target=interrupt).start()
-
-    def interrupt() -> None:
-        signal.pthread_kill(main.ident or 0, signal.SIGINT)
-        gate.open()
-
-    lines = Transcripts(10, None, announce)
+    begun = threading.Semaphore(0)
+    lines = Transcripts(10, None, begun.release)
     other = Background(lambda: next(lines))
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c(lambda: begun.acquire(timeout=LONG) and begun.acquire(timeout=LONG)):
         next(lines)
-    gate.pass_through()
     lines.put(line("a"))
     assert other.result().text == "a"
 

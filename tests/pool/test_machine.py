@@ -6,7 +6,6 @@ import concurrent.futures
 import gc
 import logging
 import random
-import signal
 import sys
 import threading
 import time
@@ -69,6 +68,7 @@ from tests.support import (
     FakeTransport,
     Gate,
     Recorder,
+    ctrl_c,
     eventually,
     library_threads,
     run_together,
@@ -507,18 +507,15 @@ def test_t5_ctrl_c_in_the_last_caller_ends_a_first_run(plain_locks: None, make: 
     transport.on_open = hold
     session = pool.session()
 
-    def interrupt() -> None:
+    def interruptible() -> bool:
         waiting(session, 1)
-        eventually(lambda: session.state is S.IDLE or held(transport, 1))
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return session.state is S.IDLE or bool(held(transport, 1))
 
     for call in (lambda: pool.connect(URL, timeout=LONG), lambda: session.wait_online(LONG)):
         if session.state is not S.IDLE:
             pool.disconnect()
-        killer = Background(interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with ctrl_c(interruptible):
             call()
-        killer.result()
         assert machine_of(session)._waiters == 0
     no_connectors()
     assert transport.links[0].aborted.is_set()
