@@ -10,7 +10,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format duplex flood switchover clean
+.PHONY: help demo test check format bench duplex flood switchover clean
 
 ASK_VERSION := import pip, sys; print("%d.%d" % sys.version_info[:2])
 VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -50,6 +50,9 @@ check: $(DEV) ## what must pass before a merge: format, lint, types, tests with 
 format: $(DEV) ## format the code, and repair what lint can repair
 	@$(RUN) ruff check --fix-only --quiet .
 	@$(RUN) ruff format .
+
+bench: $(DEV) ## measure everything beside others and write docs/benchmarks; ARGS=--quick for 2 minutes instead of 20
+	@$(VENV)/bin/python benchmarks/bench.py $(ARGS)
 
 duplex: $(DEV) ## disconnect and connect again 200 times on wss, with both directions full
 	@DUPLEX_CYCLES=200 $(RUN) pytest tests/end_to_end/test_duplex.py $(ARGS)

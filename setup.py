@@ -40,11 +40,18 @@ SOCKS = [
     "python-socks>=2.4.4,<4",  # its objects without I/O for SOCKS5, the same from 2.4.4 to 3.2.1
     "PySocks>=1.7",  # for requests
 ]
+BENCH = [
+    "trustme>=1.1",
+    *SPEED,
+    "matplotlib>=3.8",  # the pictures
+    "slack_sdk>=3.33",  # its socket mode clients are measured beside ours
+]
 DEV = [
     *TESTING,
     *SPEED,
     *CLI,
     *SOCKS,
+    *BENCH,  # the benchmarks have tests
     "coverage>=7.10",
     "hypothesis>=6.100",
     "mypy>=2.4,<2.5",  # a new release finds new errors: moving on is a change of its own
@@ -94,6 +101,7 @@ setup(
         "cli": CLI,
         "socks": SOCKS,
         "examples": [*TESTING, "pytest>=8"],  # they talk to the LocalServer, and one is a test file
+        "bench": BENCH,
         "docs": ["sphinx>=7.2", "myst-parser>=3", "furo>=2024.1.29"],
         "dev": DEV,
     },
