@@ -200,9 +200,9 @@ class ThreadGroup:
         """
         thread = threading.Thread(target=target, name=name, daemon=True)
         with self._lock:
-            if len(self._threads) >= self._swept_at:  # each sweep is paid for by as many spawns
+            if len(self._threads) >= self._swept_at:  # each sweep is paid for by a quarter as many spawns
                 self._threads = [one for one in self._threads if one.ident is None or one.is_alive()]
-                self._swept_at = max(_FEW_THREADS, 2 * len(self._threads))
+                self._swept_at = max(_FEW_THREADS, len(self._threads) * 5 // 4)
             self._threads.append(thread)
             if calls_back:
                 self._calling_back.add(thread)

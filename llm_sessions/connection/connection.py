@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -104,7 +103,7 @@ class Connection:
         self._full_since: float | None = None  # when the owner was asked last, while it takes nothing more
         self._stuck_since: float | None = None  # when our own acks began to pile up
         self._overdue = 0  # bytes read since a deadline passed
-        self._resumed = threading.Event()  # set by `resume`, taken back by the reader
+        self._resumed = False  # set by `resume`, taken back by the reader
         self._bytes_in = 0
         self._before_frames = 0  # bytes that the opening handshake wrote
 
@@ -242,14 +241,14 @@ class Connection:
 
     def _resume_or_ask(self, protocol: MercuryProtocol, now: float) -> None:
         assert self._full_since is not None
-        if not self._resumed.is_set():
+        if not self._resumed:
             if now - self._full_since < _ASK_AGAIN:
                 return
             self._full_since = now
             if not self._owner.link_received(self, []):
                 return
         self._full_since = None
-        self._resumed.clear()
+        self._resumed = False
         with self._lock:
             protocol.resume(now)
 
@@ -318,5 +317,5 @@ class Connection:
         self._stream.wake()
 
     def resume(self) -> None:
-        self._resumed.set()
+        self._resumed = True
         self._stream.wake()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import socket
 from typing import Final
 
@@ -23,7 +22,7 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._queue: collections.deque[tuple[memoryview, bool]] = collections.deque()
+        self._queue: list[tuple[memoryview, bool]] = []  # a deque would cost an idle session 0.7 KiB
         self.posted = 0
         self.written = 0
         self.own_unsent = 0
@@ -65,15 +64,19 @@ class Outbox:
     def _take(self) -> bytes | memoryview:
         pieces: list[memoryview] = []
         self._taken = self._taken_own = 0
-        while self._queue and self._taken < _WRITE_SIZE:
-            piece, own = self._queue.popleft()
+        gone = 0  # off the queue at once below: one by one would move the rest of it each time
+        while gone < len(self._queue) and self._taken < _WRITE_SIZE:
+            piece, own = self._queue[gone]
             room = _WRITE_SIZE - self._taken
             if len(piece) > room:
-                self._queue.appendleft((piece[room:], own))
+                self._queue[gone] = piece[room:], own
                 piece = piece[:room]
+            else:
+                gone += 1
             pieces.append(piece)
             self._taken += len(piece)
             self._taken_own += len(piece) if own else 0
+        del self._queue[:gone]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def drop(self) -> None:

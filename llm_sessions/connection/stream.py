@@ -49,9 +49,8 @@ class Stream:
         self._clock = clock
         # Guards everything below but what is said to be the reader's own. Rank 35.
         self._lock = make_lock("stream", STREAM)
-        self._nobody_polls = threading.Condition(self._lock)
-        # Senders that wait for the descriptor to become writable. A set, not a count: an interrupt between
-        # any two steps leaves it right, and `release` waits for it.
+        self._nobody_polls: threading.Condition | None = None  # made by a release that has to wait
+        # Senders that poll; `release` waits for them. A set, not a count: an interrupt leaves it right.
         self._pollers: set[object] = set()
         self._ended = False  # aborted or released; never goes back
         self._released = False
@@ -354,7 +353,7 @@ class Stream:
 
     def _stop_polling(self, sender: object) -> None:
         self._pollers.discard(sender)
-        if not self._pollers:
+        if not self._pollers and self._nobody_polls is not None:
             self._nobody_polls.notify_all()
 
     def _unwritable(self) -> StreamError:
@@ -435,7 +434,9 @@ class Stream:
         """
         with self._lock:
             self._abort()
-            self._nobody_polls.wait_for(lambda: not self._pollers)
+            if self._pollers:
+                self._nobody_polls = self._nobody_polls or threading.Condition(self._lock)
+                self._nobody_polls.wait_for(lambda: not self._pollers)
             if self._released:
                 return
             self._released = True

@@ -6,8 +6,9 @@ hands for batches, not for messages, and messages become envelopes only for list
 State events are never dropped and never block: they are put while the session's lock is held, so that
 listeners see them in the order in which they happened. Only messages are bounded.
 
-The thread is made when there is something to deliver and somebody to deliver it to, and ends when its queue
-is empty and the session idle, or the dispatcher stopped.
+The thread is made when there is something to deliver and somebody to deliver it to: a session whose
+listeners wait for what never comes has none. It ends when its queue is empty and the session idle, or the
+dispatcher stopped.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ class Dispatcher:
         self._tables = (own, shared)
         self._threads = threads
         self._queue_size = queue_size
-        self._drop_oldest = drop_oldest
         self._has_room = has_room
         # Guards all below. Rank 40: nothing is called under it.
         self._lock = make_lock("dispatcher", LEAF)
-        self._not_empty = threading.Condition(self._lock)
+        self._not_empty: threading.Condition | None = None  # the thread's, once it waits
         self._queue: collections.deque[Batch | StateEvent] = collections.deque()
-        self._batches: collections.deque[Batch] = collections.deque()  # those of the queue that hold messages
+        # Those of the queue that hold messages; kept with drop_oldest only.
+        self._batches: collections.deque[Batch] | None = collections.deque() if drop_oldest else None
         self._emptied = 0  # those of the queue that hold none any more
         # Messages in the queue and, if a full one holds up readers, those in the thread's hands. What is in
         # its hands cannot be dropped any more, so with drop_oldest it is not counted.
@@ -122,37 +123,47 @@ class Dispatcher:
         """
         if not batch or not self.wanted:
             return False
+        if not self._running and not any(map(self._is_for_anybody, batch)):
+            return False
         with self._lock:
             if self._stopped:
                 return False
             self._queue.append(batch)
-            self._batches.append(batch)
+            if self._batches is not None:
+                self._batches.append(batch)
             self._waiting += len(batch)
             if self._waiting > self._queue_size:
-                if self._drop_oldest:
-                    self._make_room()
+                if self._batches is not None:
+                    self._make_room(self._batches)
                 else:
                     self._full = True
             return self._announce()
 
+    def _is_for_anybody(self, message: dict[str, Any]) -> bool:
+        return any(table.named(name) for name in names_of(_event_type(message)) for table in self._tables)
+
+    def _wake(self) -> None:
+        if self._not_empty is not None:
+            self._not_empty.notify()
+
     def _announce(self) -> bool:
-        self._not_empty.notify()
+        self._wake()
         if self._running:
             return False
         self._running = True
         return True
 
-    def _make_room(self) -> None:
+    def _make_room(self, batches: collections.deque[Batch]) -> None:
         surplus = self._waiting - self._queue_size
         self.dropped += surplus
         self._waiting = self._queue_size
         while surplus > 0:
-            oldest = self._batches[0]
+            oldest = batches[0]
             gone = min(surplus, len(oldest))
             del oldest[:gone]
             surplus -= gone
             if not oldest:
-                self._batches.popleft()
+                batches.popleft()
                 self._emptied += 1
         # Emptied batches would pile up between state events, which stay. Swept out by the half, so that a
         # message costs the same however long the queue is.
@@ -178,14 +189,14 @@ class Dispatcher:
         with self._lock:
             self._lingers = on
             if not on:
-                self._not_empty.notify()
+                self._wake()
 
     def stop(self) -> None:
         """Take nothing more; the thread ends after what is queued. Never blocks."""
         with self._lock:
             self._stopped = True
             self._lingers = False
-            self._not_empty.notify()
+            self._wake()
 
     # -- the thread ---------------------------------------------------------------------------------------
 
@@ -202,12 +213,13 @@ class Dispatcher:
                     if not self._lingers:
                         self._running = self._taken = False
                         return
+                    self._not_empty = self._not_empty or threading.Condition(self._lock)
                     self._not_empty.wait()
                 entry = self._take()
             if isinstance(entry, list):
                 size = len(entry)
                 self._deliver(entry)
-                if not self._drop_oldest:
+                if self._batches is None:
                     self._count_off(size)
             else:
                 self._announce_state(*entry)
@@ -215,13 +227,12 @@ class Dispatcher:
     def _take(self) -> Batch | StateEvent:
         # One entry at a time: what is still in the queue can be dropped to make room.
         entry = self._queue.popleft()
-        if isinstance(entry, list):
+        if isinstance(entry, list) and self._batches is not None:
             if entry:
                 self._batches.popleft()
             else:
                 self._emptied -= 1
-            if self._drop_oldest:
-                self._waiting -= len(entry)
+            self._waiting -= len(entry)
         return entry
 
     def _announce_state(self, name: str, payload: object) -> None:
@@ -246,10 +257,7 @@ class Dispatcher:
             if versions != (own.version, shared.version):
                 versions = (own.version, shared.version)
                 routes = {}
-            data = message.get("data")
-            event_type = data.get("eventType") if type(data) is dict else None
-            if type(event_type) is not str:
-                event_type = None
+            event_type = _event_type(message)
             route = routes.get(event_type)
             if route is None:
                 if len(routes) >= _MAX_ROUTES:
@@ -280,6 +288,12 @@ class Dispatcher:
             who = listener.callback if inspect.isroutine(listener.callback) else type(listener.callback)
             kind, text = f"{name} {who.__qualname__} {type(exc).__name__}", "a listener of %r raised"
             self._log.thinned(self._repeats, kind, ERROR, text, name, exc_info=True)()
+
+
+def _event_type(message: dict[str, Any]) -> str | None:
+    data = message.get("data")
+    event_type = data.get("eventType") if type(data) is dict else None
+    return event_type if type(event_type) is str else None
 
 
 def _still_there(name: str, table: ListenerTable, listener: Listener) -> bool:

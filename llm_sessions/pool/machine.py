@@ -39,6 +39,8 @@ __all__ = ["SessionMachine"]
 class SessionMachine(SessionReports):
     """One session, shared by all threads. `Session` is its public face."""
 
+    __slots__ = ()
+
     # -- callers ------------------------------------------------------------------------------------------
 
     def connect(self, endpoint: Endpoint | None, provider: TokenProvider | None, deadline: Deadline) -> None:

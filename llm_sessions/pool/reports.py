@@ -42,6 +42,8 @@ _MAX_REMEMBERED = 10_000  # ids of envelopes during a switchover
 class SessionReports(SessionCore):
     """A session as its connector and its readers see it. It is their `LinkOwner`."""
 
+    __slots__ = ()
+
     # -- attempt runs -------------------------------------------------------------------------------------
 
     def _new_attempt(

@@ -11,7 +11,6 @@ side or a missing pong; closing by the peer's answer or `force_close_delay`.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
@@ -153,7 +152,7 @@ class MercuryProtocol:
         self._texts: list[bytes] = []  # payloads that are not framed yet
         self._controls: list[bytes] = []  # frames; a close is always the last
         self._expected: int | None = None  # next sequenceNumber
-        self._pings: collections.deque[tuple[str, float]] = collections.deque()  # id, sent at; oldest first
+        self._pings: list[tuple[str, float]] = []  # id, sent at; oldest first
         self._ping_at: float | None = None
         self._pong_deadline: float | None = None
         self._paused = False
@@ -305,9 +304,8 @@ class MercuryProtocol:
         if not answered:
             self._give_up_keepalive("Pong mismatch", now)
             return
-        sent_at = now
-        for _ in range(answered[0] + 1):
-            _, sent_at = self._pings.popleft()
+        _, sent_at = self._pings[answered[0]]
+        del self._pings[: answered[0] + 1]
         # One that may have waited behind unread data would measure our own slowness.
         if not self._paused and sent_at > self._resumed_at:
             events.append(LatencyMeasured(max(0.0, now - sent_at)))

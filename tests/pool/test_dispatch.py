@@ -503,6 +503,31 @@ def test_t4_dropping_looks_only_at_what_it_drops_however_many_state_events_wait(
     one.drain()
 
 
+def test_messages_that_no_listener_is_for_start_no_thread(desk: Callable[..., Desk]) -> None:
+    one, recorder = desk(), Recorder()
+    one.own.add("event:relay.event", recorder.named("relay"))
+    one.shared.add("event:locus", recorder.named("locus"))
+    for event_type in ("mercury.buffer_state", "relay.other", "locust.a", 5, None):
+        assert one.dispatcher.put_batch([message(0, event_type)]) is False
+    assert (one.dispatcher.thread, one.dispatcher.waiting, len(one.dispatcher._queue)) == (None, 0, 0)
+    one.put(message(1, "mercury.buffer_state"), message(2, "relay.event"))
+    one.put(message(3, "locus.state_message"))
+    one.drain()
+    assert [(name, envelope.id) for name, envelope in recorder.calls] == [("relay", 2), ("locus", 3)]
+
+
+def test_messages_behind_a_running_listener_wait_for_listeners_to_come(desk: Callable[..., Desk]) -> None:
+    one, gate, recorder = desk(), Gate(), Recorder()
+    one.block(gate, "event:a.b")
+    one.put(message(0))
+    gate.wait_arrived()
+    one.put(message(1, "later.on"))
+    one.own.add("event:later", recorder.named("later"))
+    gate.open()
+    one.drain()
+    assert [envelope.id for envelope in recorder.payloads("later")] == [1]
+
+
 def test_state_events_that_nobody_listens_to_are_not_queued(desk: Callable[..., Desk]) -> None:
     one = desk()
     one.own.add("online", lambda payload: None)

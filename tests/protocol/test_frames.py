@@ -609,10 +609,20 @@ def test_no_key_is_used_twice() -> None:
 def test_random_bytes_are_asked_for_in_chunks() -> None:
     keys = Keys()
     encoder = FrameEncoder(keys)
-    for _ in range(1024):
+    for _ in range(64):
         encoder.text(b"x")
-    assert keys.asked == [4096]
+    assert keys.asked == [256]
     encoder.text(b"x")
+    assert keys.asked == [256, 256]
+
+
+def test_random_bytes_for_batches_are_asked_for_in_larger_chunks() -> None:
+    keys = Keys()
+    encoder = FrameEncoder(keys)
+    for _ in range(16):
+        encoder.texts([b"x"] * 64)
+    assert keys.asked == [4096]
+    encoder.texts([b"x"] * 64)
     assert keys.asked == [4096, 4096]
 
 
