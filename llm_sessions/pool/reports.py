@@ -50,6 +50,8 @@ class SessionReports(SessionCore):
         self, effects: Effects, kind: RunKind, first_wait: float = 0.0, rejected: str | None = None
     ) -> Attempt:
         assert self._endpoint is not None
+        if not self._links:
+            self._brought_by = None  # no other socket is left that could bring an envelope again
         self._generation += 1
         attempt = Attempt(
             self.session_id, self._generation, kind, self._endpoint, self._provider, first_wait, rejected
@@ -161,7 +163,8 @@ class SessionReports(SessionCore):
             attempt.outcome.set_exception(error)
             self.last_error = error
             if attempt.kind is RunKind.SWITCH:
-                self._brought_by = None
+                if len(self._links) < 2:
+                    self._brought_by = None
                 self._step(effects, Trigger.SWITCH_FAILED, said(error))
                 self._emit(
                     effects,
@@ -205,8 +208,6 @@ class SessionReports(SessionCore):
         attempt.link = None
         assert attempt.target is not None
         self._token, self._target = attempt.token, attempt.target
-        if attempt.kind is not RunKind.SWITCH:
-            self._brought_by = None
         self._online_at = self.env.clock()
         if not self.was_online:
             self._retries.failures = 0  # those were the initial limit's business
@@ -304,7 +305,8 @@ class SessionReports(SessionCore):
         envelope = Envelope(self.session_id, event.raw)
         self._emit(effects, "event:mercury_shutdown_imminent", SwitchoverStarted(self.session_id, envelope))
         self._lived()
-        self._brought_by = {}
+        if self._brought_by is None or len(self._links) == 1:
+            self._brought_by = {}
         self._new_attempt(effects, RunKind.SWITCH, self._retries.before_switch())
 
     def link_ended(self, link: Link, ended: Ended) -> None:

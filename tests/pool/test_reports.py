@@ -321,6 +321,65 @@ def test_i99_ids_are_remembered_while_it_can_matter_and_not_without_end(
     assert machine._brought_by is None
 
 
+def bring(link: FakeLink, *ids: str) -> None:
+    link.owner.link_received(link, [{"id": identity} for identity in ids])
+
+
+def test_i99_a_replaced_socket_repeats_nothing_after_a_reconnect(make: Make) -> None:
+    """The reconnect forgot what the replaced socket had brought, while that lived on beside the new one."""
+    _, transport, session, recorder = switching(make)
+    old, new = transport.links
+    new.become_ready()
+    bring(new, "a")
+    transport.on_open = FakeLink.become_ready
+    new.end(1006)
+    recorder.wait("online")
+    third = transport.wait_links(3)[2]
+    bring(third, "b")
+    bring(old, "a", "b", "c")
+    bring(third, "c", "last")
+    eventually(lambda: recorder.payloads("event") and recorder.payloads("event")[-1].id == "last")
+    assert [envelope.id for envelope in recorder.payloads("event")] == ["a", "b", "c", "last"]
+    assert session.stats().repeated == 3
+
+
+def test_i99_a_candidate_that_became_the_reconnect_repeats_nothing(make: Make) -> None:
+    """Its copy of what the lost socket had brought may be read right behind its ready event."""
+    _, transport, session, recorder = switching(make)
+    old, new = transport.links
+    bring(old, "a")
+    old.end(1006)
+    assert session.state is S.RECONNECTING
+    new.become_ready()
+    bring(new, "a", "last")
+    eventually(lambda: recorder.payloads("event") and recorder.payloads("event")[-1].id == "last")
+    assert [envelope.id for envelope in recorder.payloads("event")] == ["a", "last"]
+
+
+@pytest.mark.parametrize("outcome", ["failed", "switched"])
+def test_i99_a_second_switchover_forgets_nothing_of_the_first(make: Make, outcome: str) -> None:
+    """While the socket that the first one replaced still brings its copies."""
+    _, transport, session, recorder = switching(make, max_retries=0)
+    old, new = transport.links
+    new.become_ready()
+    bring(new, "a")
+    announce_shutdown(new)
+    third = held(transport, 3)[2]
+    bring(old, "a")
+    if outcome == "failed":
+        third.end(1006)
+        recorder.wait(FAILED)
+    else:
+        third.become_ready()
+        recorder.wait(COMPLETE, 2)
+    bring(new, "b")
+    bring(old, "b")  # closed by now, if the second one succeeded
+    bring(new, "last")
+    eventually(lambda: recorder.payloads("event") and recorder.payloads("event")[-1].id == "last")
+    assert [envelope.id for envelope in recorder.payloads("event")] == ["a", "b", "last"]
+    assert session.online
+
+
 @pytest.mark.parametrize("how", ["ended", "gave up"])
 def test_i25_a_session_that_ended_keeps_no_retired_socket(make: Make, how: str) -> None:
     """OFFLINE kept it: disconnect and close had nothing to wait for, and its reader stayed."""
