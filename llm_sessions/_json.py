@@ -70,7 +70,8 @@ def _standard_parse(payload: bytes) -> Any:
     value, end = decoder.raw_decode(text)
     if text[end:].strip(_SPACE):
         raise BadJSON(f"more than one value: {text[end : end + 32]!r}")
-    if "\\" in text and any(match[1] for match in _ESCAPE_IN_TEXT.finditer(text)):
+    # The first look is for one character, which takes a tenth of the time.
+    if "\\" in text and "\\u" in text and any(match[1] for match in _ESCAPE_IN_TEXT.finditer(text)):
         raise BadJSON("a surrogate stands alone")
     return value
 

@@ -24,7 +24,7 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 
 from .._logging import know_secret
 from ..errors import ConfigurationError
-from ..protocol.url import is_loopback
+from ..protocol.url import Address, is_loopback
 
 __all__ = ["ENVIRONMENT", "ProxyAddress", "check_setting", "choose", "parse_proxy"]
 
@@ -56,8 +56,7 @@ class ProxyAddress:
     password: str = dataclasses.field(default="", repr=False)
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{Address(self.host, self.port, self.tls)}"
 
     @property
     def socks(self) -> bool:

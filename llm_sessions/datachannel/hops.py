@@ -19,6 +19,7 @@ from ..connection.socks import check_installed
 from ..connection.tls_failures import explain_tls
 from ..connection.tunnel import refusal
 from ..protocol.closing import Failure
+from ..protocol.url import Address
 
 __all__ = ["chain_of", "explain", "mark_tunnel", "way_to"]
 
@@ -41,7 +42,7 @@ def way_to(url: str, setting: str | None) -> tuple[ProxyAddress | None, str]:
     via = choose(setting, parts.scheme, host, port)
     if via is not None and via.socks:
         check_installed("socks")
-    return via, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return via, str(Address(host, port, parts.scheme == "https"))
 
 
 def mark_tunnel(exc: BaseException) -> None:

@@ -189,8 +189,8 @@ class MeetingDelivery:
                 join, name, payload = self._queue.popleft()
                 self._room.notify()
             for listener in self._table.named(name):
-                if not any(one is listener for one in self._table.named(name)):
-                    continue  # an earlier listener has taken it back
+                if not self._table.has(name, listener):
+                    continue
                 with self._lock:
                     over = self._join is not join
                 if over:

@@ -174,7 +174,7 @@ class Connector:
 
     def _prepare(self) -> OpenRequest | None:
         """Ask the endpoint and the provider; return None if the run was cancelled meanwhile."""
-        attempt, config, env = self._attempt, self._config, self._machine.env
+        attempt, config = self._attempt, self._config
         try:
             attempt.token = ""  # that of the attempt before is not what the endpoint is refused with
             target = attempt.endpoint.resolve(attempt)
@@ -192,7 +192,7 @@ class Connector:
             if proxy is not None and proxy.socks:
                 check_installed("python_socks")
             needs_tls = address.tls or (proxy is not None and proxy.tls)
-            context = env.ssl_context() if needs_tls else None
+            context = config.tls_context() if needs_tls else None
         except BaseException as exc:  # SystemExit too: it would end this thread, and strand all who wait
             raise self._from_source(exc) from exc
         return OpenRequest(

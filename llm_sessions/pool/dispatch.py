@@ -238,7 +238,7 @@ class Dispatcher:
     def _announce_state(self, name: str, payload: object) -> None:
         for table in self._tables:
             for listener in table.named(name):
-                if _still_there(name, table, listener):  # an earlier listener may have taken it back
+                if table.has(name, listener):
                     self._call(name, table, listener, payload)
 
     def _count_off(self, delivered: int) -> None:
@@ -266,7 +266,7 @@ class Dispatcher:
             if route:
                 envelope = Envelope(self._session_id, message)
                 for name, table, listener in route:
-                    if versions != (own.version, shared.version) and not _still_there(name, table, listener):
+                    if versions != (own.version, shared.version) and not table.has(name, listener):
                         continue
                     self._call(name, table, listener, envelope)
 
@@ -294,7 +294,3 @@ def _event_type(message: dict[str, Any]) -> str | None:
     data = message.get("data")
     event_type = data.get("eventType") if type(data) is dict else None
     return event_type if type(event_type) is str else None
-
-
-def _still_there(name: str, table: ListenerTable, listener: Listener) -> bool:
-    return any(one is listener for one in table.named(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable
 from functools import partial
@@ -93,7 +92,3 @@ class Environment:
             if session_id is None:
                 return len(self._abandoned)
             return sum(one == session_id for one in self._abandoned.values())
-
-    def ssl_context(self) -> ssl.SSLContext:
-        """Return the one that the configuration names."""
-        return self.config.tls_context()

@@ -103,10 +103,9 @@ class ListenerTable:
     def claim(self, name: str, listener: Listener) -> bool:
         """Take a `once` listener for a delivery; False if another thread has had it or it was removed."""
         with self._lock:
-            before = self._by_name.get(name, ())
-            if not any(one is listener for one in before):
+            if not self.has(name, listener):
                 return False
-            self._replace(name, tuple(one for one in before if one is not listener))
+            self._replace(name, tuple(one for one in self.named(name) if one is not listener))
             self.version += 1
         return True
 
@@ -116,6 +115,10 @@ class ListenerTable:
         else:
             self._by_name.pop(name, None)
         self.want_messages = any(one not in STATE_EVENTS for one in self._by_name)
+
+    def has(self, name: str, listener: Listener) -> bool:
+        """Say whether a registration is still there: an earlier listener may have taken it back."""
+        return any(one is listener for one in self.named(name))
 
     def named(self, name: str) -> tuple[Listener, ...]:
         """Return the listeners of an event, in the order of their registration."""

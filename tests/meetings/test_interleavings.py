@@ -252,14 +252,19 @@ def test_t2_leave_in_a_log_handler_on_the_worker_does_not_wait_for_it(world: Mee
     assert left == [None, False] and world.state() is S.IDLE
 
 
+def refused_to_wait(world: MeetingWorld, refused: list[Exception]) -> None:
+    """Wait for the main channel; note down the refusal."""
+    try:
+        world.meeting.wait_online(timeout=3 * LONG)
+    except LocalProtocolError as exc:
+        refused.append(exc)
+
+
 def test_t2_waiting_in_a_log_handler_on_the_worker_is_refused(world: MeetingWorld) -> None:
     refused: list[Exception] = []
 
     def wait() -> None:
-        try:
-            world.meeting.wait_online(timeout=3 * LONG)
-        except LocalProtocolError as exc:
-            refused.append(exc)
+        refused_to_wait(world, refused)
 
     with logged_to(LogHandler(wait, "llm-meeting[", "-> connecting")):
         world.meeting.join({"locus": locus()})
@@ -308,10 +313,7 @@ def test_t2_waiting_in_a_refresh_handler_is_refused(world: MeetingWorld) -> None
     refused: list[Exception] = []
 
     def handler() -> str:
-        try:
-            world.meeting.wait_online(timeout=3 * LONG)
-        except LocalProtocolError as exc:
-            refused.append(exc)
+        refused_to_wait(world, refused)
         return make_token()
 
     world.one.set_refresh_handler(handler)

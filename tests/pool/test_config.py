@@ -167,5 +167,7 @@ def test_there_is_one_context_for_all() -> None:
     config = PoolConfig()
     found = run_together(8, config.tls_context)
     assert len(set(map(id, found))) == 1
+    assert config.tls_context().verify_mode is ssl.CERT_REQUIRED
+    assert config.tls_context().check_hostname
     given = ssl.create_default_context()
     assert PoolConfig(ssl_context=given).tls_context() is given

@@ -348,7 +348,7 @@ def test_the_request_carries_the_pools_limits(make: Make) -> None:
 def test_wss_gets_the_tls_context(make: Make) -> None:
     pool, transport = make()
     pool.connect("wss://example.org/")
-    assert transport.links[0].request.ssl_context is pool._env.ssl_context()
+    assert transport.links[0].request.ssl_context is pool._env.config.tls_context()
 
 
 # -- waits and limits -------------------------------------------------------------------------------------

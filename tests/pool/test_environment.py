@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
-
 import pytest
 
 from llm_sessions import PoolClosed, PoolConfig, _fork
 from llm_sessions.pool.environment import Environment
-from tests.support import run_together
-
-
-def test_one_tls_context_serves_all_sessions() -> None:
-    env = Environment(PoolConfig())
-    contexts = {id(context) for context in run_together(8, env.ssl_context)}
-    assert len(contexts) == 1
-    assert env.ssl_context().verify_mode is ssl.CERT_REQUIRED
-    assert env.ssl_context().check_hostname
-
-
-def test_the_configured_context_is_used() -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    assert Environment(PoolConfig(ssl_context=context)).ssl_context() is context
 
 
 def test_a_closed_environment_refuses() -> None:
