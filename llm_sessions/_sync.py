@@ -185,6 +185,7 @@ class ThreadGroup:
         # A thread does not take itself out: until it has really ended, `join` must know of it.
         self._threads: list[threading.Thread] = []
         self._calling_back: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._lent: set[threading.Thread] = set()  # they call back for a while
         self._swept_at = _FEW_THREADS
 
     def spawn(self, target: Callable[[], None], name: str, *, calls_back: bool = False) -> threading.Thread:
@@ -214,6 +215,14 @@ class ThreadGroup:
             raise
         return thread
 
+    def lend(self, thread: threading.Thread) -> None:
+        """Hear that a thread is going to run callbacks. Takes no lock: it is done for each read."""
+        self._lent.add(thread)
+
+    def give_back(self, thread: threading.Thread) -> None:
+        """Hear that it runs no more of them."""
+        self._lent.discard(thread)
+
     def alive(self) -> list[threading.Thread]:
         """Return the threads that run now."""
         with self._lock:
@@ -228,7 +237,7 @@ class ThreadGroup:
         left_out = {threading.current_thread()}
         if threading.current_thread() in self.alive():
             with self._lock:
-                left_out |= set(self._calling_back)
+                left_out |= set(self._calling_back) | self._lent.copy()
         seen = set(left_out)
         # One that another thread is about to start is not alive yet: it cannot be joined.
         while found := [thread for thread in self.alive() if thread not in seen]:

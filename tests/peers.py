@@ -284,6 +284,7 @@ class Owner:
     Attributes:
         takes: What `link_received` returns.
         on_received: Called in it, before it returns.
+        on_lent: Called in `link_lent`, which returns what it returns.
     """
 
     def __init__(self) -> None:
@@ -292,8 +293,9 @@ class Owner:
         self.readers: list[str] = []
         self.takes = True
         self.on_received: Callable[[Sequence[Any]], object] = lambda events: None
+        self.on_lent: Callable[[], bool] = lambda: True
 
-    def link_reading(self, link: Link) -> None:
+    def link_reading(self, link: Link, *, lends: bool = False) -> None:
         self.readers.append(threading.current_thread().name)
 
     def link_ready(self, link: Link) -> None:
@@ -305,6 +307,9 @@ class Owner:
             self._report(event)
         self.on_received(events)
         return takes
+
+    def link_lent(self, link: Link) -> bool:
+        return self.on_lent()
 
     def link_ended(self, link: Link, ended: Ended) -> None:
         self._report(ended)

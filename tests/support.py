@@ -252,6 +252,12 @@ class FakeLink:
     def resume(self) -> None:
         self.resumed += 1
 
+    def lend(self) -> None:
+        raise AssertionError("its reports are made on threads that read nothing")
+
+    def relieve(self) -> bool:
+        return False
+
 
 class FakeTransport:
     """A `Transport` whose links open at once and are ready, until the test sets `on_open` or `on_close`.

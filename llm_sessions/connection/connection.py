@@ -1,9 +1,10 @@
 """One socket: the stream, its frames, its conversation, and the thread that reads it.
 
 The connector's thread runs `open`; from then on the reader owns the socket. The lock (rank 30) guards the
-protocol and the order in which its frames reach the outbox; the reader takes it once for each read, not for
-each message. The reader waits in one place, `Stream.wait`, for the socket, the protocol's next deadline, or
-the waker; it never waits to write, and never for the owner (an owner that is full pauses reading).
+protocol, the order in which its frames reach the outbox, and who the reader is; the reader takes it once for
+each read, not for each message. The reader waits in one place, `Stream.wait`, for the socket, the protocol's
+next deadline, or the waker; it never waits to write, and never for the owner (an owner that is full pauses
+reading). Between two reads its thread may be lent to the owner; if that takes long, another one reads on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from logging import DEBUG
+from threading import get_ident
 from typing import Final
 
 from .._logging import get_logger, redact
@@ -93,16 +96,20 @@ class Connection:
         self._resolve = resolver
         self._clock = clock
         self._stream = Stream(clock=clock)
-        # Guards the protocol and the order of its frames in the outbox. Rank 30; the stream's lock is taken
-        # under it.
+        # Guards the protocol, the order of its frames in the outbox, and who reads. Rank 30; the stream's
+        # lock is taken under it.
         self._lock = make_lock("connection", CONNECTION)
+        self._reader = 0  # the thread that reads, by its number; 0 for none
+        self._lent = False  # it is in the owner's hands
         self._protocol: MercuryProtocol | None = None
         self._encoder = FrameEncoder(os.urandom)
-        # The reader's own.
+        # The reader's own; they pass to the one that relieves it.
         self._decoder = FrameDecoder(max_message_bytes=request.max_message_bytes)
         self._full_since: float | None = None  # when the owner was asked last, while it takes nothing more
         self._stuck_since: float | None = None  # when our own acks began to pile up
         self._overdue = 0  # bytes read since a deadline passed
+        self._more = False  # the last read was full: there may be more without asking
+        self._asked_for = False  # by `lend`
         self._resumed = False  # set by `resume`, taken back by the reader
         self._bytes_in = 0
         self._before_frames = 0  # bytes that the opening handshake wrote
@@ -128,19 +135,33 @@ class Connection:
             self._before_frames = self._stream.written  # first: `traffic` takes no lock
             self._protocol = protocol
         try:
-            self._threads.spawn(lambda: self._read(protocol, glued), f"llm-reader[{self._name}]")
+            self._spawn(partial(self._read, protocol, glued))
         except RuntimeError as exc:
             raise AttemptFailed(Failure.NETWORK, f"cannot start a reader thread: {exc}") from exc
 
     # -- the reader -------------------------------------------------------------------------------------
 
-    def _read(self, protocol: MercuryProtocol, glued: bytes) -> None:
+    def _spawn(self, reader: Callable[[], None]) -> None:
+        self._threads.spawn(reader, f"llm-reader[{self._name}]")
+
+    def _read(self, protocol: MercuryProtocol, glued: bytes | None) -> None:
+        """The main function of a reader.
+
+        Args:
+            protocol: The conversation.
+            glued: What came with the answer to the upgrade; None for a thread that relieves another one.
+        """
         error: Exception | None = None
-        self._owner.link_reading(self)
+        with self._lock:
+            if glued is None and not self._lent:
+                return  # it has come back by itself
+            self._lent, self._reader = False, get_ident()
+        self._owner.link_reading(self, lends=True)
         try:
-            with self._lock:
-                protocol.start()
-                self._send_own(protocol)
+            if glued is not None:
+                with self._lock:
+                    protocol.start()
+                    self._send_own(protocol)
             if glued:
                 self._take(protocol, glued)
             self._read_until_over(protocol)
@@ -154,20 +175,28 @@ class Connection:
             logger.exception(text, self._name, extra=extra)
             error = exc
         finally:
-            with self._lock:
-                protocol.lost(error)
-                self._send_own(protocol)  # the answer to a close; nobody waits for it
-                ended = protocol.ended
-            assert ended is not None
-            aborted = ended.code == 1006 and self._stream.ended and ended.cause is EndCause.LOST
-            cause = EndCause.ABORTED if aborted else ended.cause
-            self._stream.release()
-            # A reason is the server's words, and becomes part of errors and events: it may quote the token.
-            self._owner.link_ended(self, Ended(ended.code, redact(ended.reason), cause, ended.error))
+            if self._reader == get_ident():
+                self._finish(protocol, error)
+
+    def _finish(self, protocol: MercuryProtocol, error: Exception | None) -> None:
+        with self._lock:
+            protocol.lost(error)
+            self._send_own(protocol)  # the answer to a close; nobody waits for it
+            ended = protocol.ended
+        assert ended is not None
+        aborted = ended.code == 1006 and self._stream.ended and ended.cause is EndCause.LOST
+        cause = EndCause.ABORTED if aborted else ended.cause
+        self._stream.release()
+        # A reason is the server's words, and becomes part of errors and events: it may quote the token.
+        self._owner.link_ended(self, Ended(ended.code, redact(ended.reason), cause, ended.error))
+        if self._asked_for:
+            self._owner.link_lent(self)  # nothing is left to read: there is nobody to relieve
 
     def _read_until_over(self, protocol: MercuryProtocol) -> None:
-        more = False  # the last read was full: there may be more without asking
+        """Return when the conversation is over, or somebody else reads on."""
         while protocol.ended is None:
+            if self._asked_for and not self._hand_out():
+                return
             now = self._clock()
             if self._full_since is not None:
                 self._resume_or_ask(protocol, now)
@@ -176,14 +205,30 @@ class Connection:
             # An answer that came in time may still lie unread, behind others or because this process was
             # stopped for a while. So a deadline counts only when a read after it found nothing.
             due = left is not None and left <= 0
-            readable = reading if more or due else self._stream.wait(left, reading=reading)
+            readable = reading if self._more or due else self._stream.wait(left, reading=reading)
             data = self._stream.read() if readable else None
-            more = data is not None and len(data) >= READ_SIZE
+            self._more = data is not None and len(data) >= READ_SIZE
             if data is not None:
                 self._overdue = self._overdue + len(data) if due else 0
                 self._take(protocol, data)
             if due and (data is None or self._overdue > _MAX_OVERDUE_BYTES):
                 self._keep_time(protocol, now)
+
+    def _hand_out(self) -> bool:
+        """Lend this thread to the owner; say whether it is the reader after that."""
+        self._asked_for = False
+        with self._lock:
+            self._lent = True
+        goes_on = True
+        try:
+            goes_on = self._owner.link_lent(self)
+        finally:
+            with self._lock:
+                if self._reader == get_ident():
+                    self._lent = False
+                    if not goes_on:
+                        self._reader = 0  # also not the one that ends it: the socket is the parent's
+        return self._reader == get_ident()
 
     def _keep_time(self, protocol: MercuryProtocol, now: float) -> None:
         self._overdue = 0
@@ -306,9 +351,18 @@ class Connection:
         except BaseException:
             self._stream.abort()  # Ctrl-C in between: a close that is half begun would have no end
             raise
+        self._relieve_now()
 
     def abort(self) -> None:
         self._stream.abort()
+        self._relieve_now()
+
+    def _relieve_now(self) -> None:
+        """Have somebody read the end, whatever a callback does."""
+        try:
+            self.relieve()
+        except RuntimeError:
+            pass  # no thread to be had: the reader does it when it comes back, or the owner tries again
 
     def retire(self, seconds: float) -> None:
         with self._lock:
@@ -319,3 +373,13 @@ class Connection:
     def resume(self) -> None:
         self._resumed = True
         self._stream.wake()
+
+    def lend(self) -> None:
+        self._asked_for = True
+
+    def relieve(self) -> bool:
+        protocol = self._protocol
+        if protocol is None or not self._lent:
+            return False
+        self._spawn(partial(self._read, protocol, None))
+        return True

@@ -113,8 +113,13 @@ class Traffic:
 class LinkOwner(Protocol):
     """What a link reports to, always from its reader thread, in the order in which things happened."""
 
-    def link_reading(self, link: Link) -> None:
-        """The reader begins. The first report: from now on its thread may not wait for the owner."""
+    def link_reading(self, link: Link, *, lends: bool = False) -> None:
+        """A reader begins. The first report: from now on its thread may not wait for the owner.
+
+        Args:
+            link: What it reads.
+            lends: Whether it heeds `Link.lend`.
+        """
 
     def link_ready(self, link: Link) -> None:
         """The server authorized the link; it can send."""
@@ -123,6 +128,15 @@ class LinkOwner(Protocol):
         """Take what one read brought; return False to have reading paused until `Link.resume`.
 
         While it is paused it is asked again from time to time, with no events.
+        """
+
+    def link_lent(self, link: Link) -> bool:
+        """The reader's thread is the owner's until this returns: `Link.lend` asked for it.
+
+        Meanwhile nobody reads; `Link.relieve` changes that. It may come after `link_ended`.
+
+        Returns:
+            Whether to go on; False if this is another process by now.
         """
 
     def link_ended(self, link: Link, ended: Ended) -> None:
@@ -170,6 +184,19 @@ class Link(Protocol):
 
     def resume(self) -> None:
         """Go on reading. Never blocks."""
+
+    def lend(self) -> None:
+        """Have `LinkOwner.link_lent` called once all of the present read is reported. By the reader only."""
+
+    def relieve(self) -> bool:
+        """Have another thread read while the present reader is in `link_lent`. Never blocks.
+
+        Returns:
+            Whether that is under way; False if there is nothing to relieve it of.
+
+        Raises:
+            RuntimeError: If the system cannot start another thread.
+        """
 
 
 class Transport(Protocol):

@@ -31,7 +31,7 @@ from .attempt import Attempt
 from .delivery import Delivery
 from .listeners import ListenerTable
 from .retry import Retries
-from .served import serve
+from .served import read_by_this_thread, serve, served_by_this_thread
 from .sources import Endpoint, Target, TokenProvider
 from .stats import SessionStats, Tally
 
@@ -213,7 +213,15 @@ class SessionCore:
 
     def _emit(self, effects: Effects, name: str, payload: object) -> None:
         if self.dispatcher.put_state(name, payload):
-            effects.append(self.dispatcher.start)
+            effects.append(self._start_delivery)
+
+    def _start_delivery(self) -> None:
+        """See to it that what is queued gets delivered; without a lock."""
+        link = read_by_this_thread()
+        if link is None or self.dispatcher.stays or served_by_this_thread() is not self:
+            self.dispatcher.start()
+        else:
+            link.lend()
 
     def _emit_offline(self, effects: Effects, detail: str, code: int, reason: str) -> None:
         payload = Offline(self.session_id, code, reason)

@@ -1,7 +1,8 @@
-"""From the reader to the callbacks: one queue and one thread a session.
+"""From the reader to the callbacks: one queue a session, and one thread at a time.
 
-The reader puts what a read brought as one batch; so threads change
-hands for batches, not for messages, and messages become envelopes only for listeners that exist.
+The reader puts what a read brought as one batch, and messages become envelopes only for listeners that exist.
+Who puts into an idle queue is told to see to its delivery: a reader then delivers by itself, everybody else
+starts a thread. A reader whose socket got another one because a callback took long goes on as that thread.
 
 State events are never dropped and never block: they are put while the session's lock is held, so that
 listeners see them in the order in which they happened. Only messages are bounded.
@@ -60,6 +61,7 @@ class Dispatcher:
         has_room: Callable[[], None],
     ) -> None:
         self._session_id = session_id
+        self._name = f"llm-dispatcher[{session_id}]"
         self._log = SessionLogger(get_logger("dispatch"), {"session_id": session_id})
         self._repeats = Repeats()  # of listeners that raise; the thread's own
         self._tables = (own, shared)
@@ -78,7 +80,8 @@ class Dispatcher:
         self._waiting = 0
         self._full = False  # there were too many, and half of them are not delivered yet
         self._running = False
-        self._lingers = False  # the session is busy: an empty queue does not end the thread
+        self._lingers = False  # the session is busy
+        self._stays = True  # then an empty queue does not end the thread
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._taken = False  # a thread is in `_run`
@@ -98,6 +101,11 @@ class Dispatcher:
     def waiting(self) -> int:
         """How many messages wait."""
         return self._waiting
+
+    @property
+    def stays(self) -> bool:
+        """Whether the session has a thread of its own for this; otherwise its readers are lent."""
+        return self._stays
 
     @property
     def thread(self) -> threading.Thread | None:
@@ -174,7 +182,7 @@ class Dispatcher:
     def start(self) -> None:
         """Start the thread after `put_…` said so."""
         try:
-            self._threads.spawn(self._run, f"llm-dispatcher[{self._session_id}]", calls_back=True)
+            self._threads.spawn(self.run, self._name, calls_back=True)
         except BaseException as exc:
             with self._lock:
                 # Interrupted, it may run all the same; a second one then finds the place taken.
@@ -184,8 +192,21 @@ class Dispatcher:
                 raise
             self._log.exception("cannot start a dispatcher thread; events wait for the next")
 
+    def lend_readers(self) -> None:
+        """Let readers deliver: a thread of our own ends when the queue is empty. Never blocks."""
+        with self._lock:
+            self._stays = False
+            self._wake()
+
+    def keep_thread(self) -> None:
+        """Have the thread that delivers now stay for more: a callback took long. Never blocks."""
+        with self._lock:
+            self._stays = True
+            if self._thread is not None:
+                self._thread.name = self._name
+
     def set_lingering(self, on: bool) -> None:
-        """Say whether the thread should stay for more events once its queue is empty. Never blocks."""
+        """Say whether the session is busy, so that more events may come. Never blocks."""
         with self._lock:
             self._lingers = on
             if not on:
@@ -200,29 +221,45 @@ class Dispatcher:
 
     # -- the thread ---------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Deliver on the calling thread, after `put_…` said so, until the queue is empty (see `stays`)."""
+        me = threading.current_thread()
         with self._lock:
             if self._taken:
                 return
             self._taken = True
             # Here, not where it is started: a callback may close the pool before `spawn` has returned.
-            self._thread = threading.current_thread()
-        while True:
+            self._thread = me
+        self._threads.lend(me)
+        try:
+            while (entry := self._next()) is not None:
+                if isinstance(entry, list):
+                    size = len(entry)
+                    self._deliver(entry)
+                    if self._batches is None:
+                        self._count_off(size)
+                else:
+                    self._announce_state(*entry)
+        except BaseException:  # a log handler's, about a listener's
             with self._lock:
-                while not self._queue:
-                    if not self._lingers:
-                        self._running = self._taken = False
-                        return
-                    self._not_empty = self._not_empty or threading.Condition(self._lock)
-                    self._not_empty.wait()
-                entry = self._take()
-            if isinstance(entry, list):
-                size = len(entry)
-                self._deliver(entry)
-                if self._batches is None:
-                    self._count_off(size)
-            else:
-                self._announce_state(*entry)
+                self._done()  # so that the next event has somebody to deliver it
+            raise
+        finally:
+            self._threads.give_back(me)
+
+    def _next(self) -> Batch | StateEvent | None:
+        with self._lock:
+            while not self._queue:
+                if not (self._lingers and self._stays):
+                    self._done()
+                    return None
+                self._not_empty = self._not_empty or threading.Condition(self._lock)
+                self._not_empty.wait()
+            return self._take()
+
+    def _done(self) -> None:
+        self._running = self._taken = False
+        self._thread = None
 
     def _take(self) -> Batch | StateEvent:
         # One entry at a time: what is still in the queue can be dropped to make room.

@@ -15,6 +15,7 @@ from ..errors import PoolClosed
 from .config import PoolConfig
 from .listeners import ListenerTable
 from .sources import TokenProvider
+from .watch import Watch
 
 if TYPE_CHECKING:
     from .attempt import Attempt
@@ -46,6 +47,7 @@ class Environment:
         self.threads = ThreadGroup()
         self.transport: Transport = transport or partial(Connection, threads=self.threads, clock=clock)
         self.all_listeners = ListenerTable()
+        self.watch = Watch(self.threads)
         self.closed = False  # set once, by the pool's close, before it ends any session
         self._born_in = _fork.generation()
         self._lock = make_lock("environment", LEAF)  # guards what follows

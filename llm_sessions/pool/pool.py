@@ -256,6 +256,7 @@ class ConnectionPool(OneProcess):
         for machine, ticket in tickets:
             machine.wait_disconnected(ticket, deadline.left())
             machine.dispatcher.stop()
+        self._env.watch.stop()
         self._join(deadline)
 
     def part(self) -> list[tuple[SessionMachine, int | None]]:

@@ -30,7 +30,7 @@ from ..protocol.state import SessionState, Trigger
 from .attempt import Attempt, RunKind
 from .connector import Connector
 from .core import Effects, SessionCore, as_text, said
-from .served import serve
+from .served import read_by_this_thread, reads, serve
 
 __all__ = ["SessionReports"]
 
@@ -192,8 +192,11 @@ class SessionReports(SessionCore):
 
     # -- the readers' reports -----------------------------------------------------------------------------
 
-    def link_reading(self, link: Link) -> None:
+    def link_reading(self, link: Link, *, lends: bool = False) -> None:
         serve(self)
+        if lends:
+            reads(link)
+            self.env.watch.enter(link)
 
     def link_ready(self, link: Link) -> None:
         self._report(self._link_ready, link)
@@ -212,6 +215,8 @@ class SessionReports(SessionCore):
         if not self.was_online:
             self._retries.failures = 0  # those were the initial limit's business
         self.was_online = True
+        if read_by_this_thread() is link:
+            self.dispatcher.lend_readers()
         attempt.outcome.set_result(None)
         attempt.news.set()
         if attempt.kind is RunKind.SWITCH:
@@ -255,7 +260,7 @@ class SessionReports(SessionCore):
             dropped = self._delivery.dropped
             room, start = self._delivery.put(link, batch)
             if start:
-                effects.append(self.dispatcher.start)
+                effects.append(self._start_delivery)
             if not room:
                 self._warn(effects, "held", "a queue is full: the session is not read until it is taken from")
             if self._delivery.dropped != dropped:
@@ -309,7 +314,37 @@ class SessionReports(SessionCore):
             self._brought_by = {}
         self._new_attempt(effects, RunKind.SWITCH, self._retries.before_switch())
 
+    def link_lent(self, link: Link) -> bool:
+        watch, number = self.env.watch, 0
+        if watch.knows(link):  # otherwise it has ended, and nobody waits for this thread
+            number = watch.lend(partial(self._relieve, link))
+            if not number:
+                self.dispatcher.start()
+                return True
+        before = serve(None)
+        reads(None)
+        try:
+            self.dispatcher.run()
+        finally:
+            watch.give_back(number)
+            reads(link)
+            serve(before)
+        return not self.env.forked
+
+    def _relieve(self, link: Link) -> bool:
+        """Have the socket read by another thread; the one that was lent stays with its callback."""
+        try:
+            relieved = link.relieve()
+        except RuntimeError as exc:
+            text = "a listener takes long, and no thread can be started to read meanwhile: %s"
+            self._decide(self._warn, "relief", text, exc)
+            return False
+        if relieved:
+            self.dispatcher.keep_thread()
+        return relieved
+
     def link_ended(self, link: Link, ended: Ended) -> None:
+        self.env.watch.leave(link)
         self._report(self._link_ended, link, ended)
 
     def _link_ended(self, effects: Effects, link: Link, ended: Ended) -> None:

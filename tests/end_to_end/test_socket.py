@@ -339,13 +339,13 @@ def test_i11_50_reconnects_add_no_handler_thread_or_descriptor(
     server.wait_live()
     server.publish()
     recorder.wait("event:relay.event")
-    eventually(lambda: client_threads() == ["llm-dispatcher", "llm-reader"])
+    eventually(lambda: client_threads() == ["llm-reader", "llm-watch"])
     handles = descriptors()
     for count in range(1, 51):
         server.close_session(code=1001)
         recorder.wait("online", count)
         server.wait_live()
-    eventually(lambda: client_threads() == ["llm-dispatcher", "llm-reader"], "threads grew")
+    eventually(lambda: client_threads() == ["llm-reader", "llm-watch"], "threads grew")
     eventually(lambda: descriptors() <= handles, "descriptors grew")
     assert len(server.connections()) == 51
     server.publish()
