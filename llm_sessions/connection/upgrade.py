@@ -8,6 +8,7 @@ to the answer, which are the first frames.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -36,7 +37,6 @@ class _HandshakeSocket:
 
     def __init__(self, stream: Stream, deadline: Deadline, own_cookies: int) -> None:
         self._stream, self._deadline, self._own_cookies = stream, deadline, own_cookies
-        self._head: bytes | None = None
         self.rest = b""
 
     def gettimeout(self) -> float:
@@ -58,10 +58,9 @@ class _HandshakeSocket:
         return len(data)
 
     def recv(self, size: int) -> bytes:
-        if self._head is None:
-            self._head = self._read_head()
-        data, self._head = self._head[:size], self._head[size:]
-        return data
+        # It is asked for one byte at a time: from now on straight from a buffer.
+        self.recv = io.BytesIO(self._read_head()).read  # type: ignore[method-assign, assignment]
+        return self.recv(size)
 
     def _read_head(self) -> bytes:
         data, self.rest = read_head(self._stream, self._deadline)
