@@ -10,7 +10,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format bench duplex flood switchover clean
+.PHONY: help demo test check format bench duplex flood switchover chaos clean
 
 ASK_VERSION := import pip, sys; print("%d.%d" % sys.version_info[:2])
 VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -62,6 +62,9 @@ flood: $(DEV) ## CPU per message under a flood, ours beside a hand-written loop
 
 switchover: $(DEV) ## a server is replaced under load: a timeline, and whether a message was lost or came twice
 	@$(VENV)/bin/python benchmarks/switchover.py $(ARGS)
+
+chaos: $(DEV) ## an account of every message under faults: MINUTES=8 for longer, SEED=17 for a round again
+	@$(RUN) tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## remove the environments and all that the tools left
 	@rm -rf $(VENV) $(DEMO_VENV) build dist *.egg-info htmlcov .coverage .coverage.* \

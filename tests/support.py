@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,6 +317,12 @@ QUICK: dict[str, Any] = {
 def descriptors() -> int:
     """Return how many file descriptors this process has open (Linux)."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def resident_bytes() -> int:
+    """Return the memory that the process has (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def library_threads() -> list[threading.Thread]:

@@ -28,6 +28,7 @@ from tests.support import (
     descriptors,
     eventually,
     library_threads,
+    resident_bytes,
     run_together,
 )
 
@@ -172,11 +173,6 @@ def server_elsewhere(tls: bool) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         yield process
         process.kill()
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def instances() -> int:
