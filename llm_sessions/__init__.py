@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         SequenceMismatch,
         SwitchoverComplete,
         SwitchoverFailed,
+        SwitchoverLoss,
         SwitchoverStarted,
     )
     from .protocol.state import SessionState
@@ -145,6 +146,7 @@ __all__ = [
     "StaticToken",
     "SwitchoverComplete",
     "SwitchoverFailed",
+    "SwitchoverLoss",
     "SwitchoverStarted",
     "Target",
     "TokenProvider",
@@ -193,7 +195,7 @@ _HOMES: Final = {
         "protocol.envelope": ["Envelope"],
         "protocol.events": [
             *("ConnectionFailed", "Disconnected", "Latency", "Offline", "Online", "SequenceMismatch"),
-            *("SwitchoverComplete", "SwitchoverFailed", "SwitchoverStarted"),
+            *("SwitchoverComplete", "SwitchoverFailed", "SwitchoverLoss", "SwitchoverStarted"),
         ],
         "protocol.state": ["SessionState"],
         "session_ids": ["DEFAULT_SESSION_ID", "LLM_DEFAULT_SESSION", "LLM_PRACTICE_SESSION"],

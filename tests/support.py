@@ -229,11 +229,13 @@ class FakeLink:
         self.ready = True
         self.owner.link_ready(self)
 
-    def end(self, code: int = 1006, reason: str = "", cause: EndCause = EndCause.PEER) -> None:
+    def end(
+        self, code: int = 1006, reason: str = "", cause: EndCause = EndCause.PEER, *, missed: bool = False
+    ) -> None:
         """Report the end, once."""
         if not self.ended:
             self.ended, self.ready = True, False
-            self.owner.link_ended(self, Ended(code, reason, cause))
+            self.owner.link_ended(self, Ended(code, reason, cause, missed=missed))
 
     def send(self, payload: bytes, timeout: float | None) -> None:
         if not self.ready:

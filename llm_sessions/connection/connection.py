@@ -9,6 +9,7 @@ reading). Between two reads its thread may be lent to the owner; if that takes l
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import socket
@@ -24,7 +25,7 @@ from .._logging import get_logger, redact
 from .._sync import CONNECTION, Deadline, ThreadGroup, make_lock
 from ..protocol.closing import Failure
 from ..protocol.frames import FrameDecoder, FrameEncoder
-from ..protocol.mercury import EndCause, Ended, Event, MercuryProtocol, Opened
+from ..protocol.mercury import EndCause, Event, MercuryProtocol, Opened
 from .opening import open_stream
 from .stream import READ_SIZE, AddressInfo, Stream
 from .stream_errors import StreamBroken, StreamError, StreamTimeout
@@ -186,9 +187,10 @@ class Connection:
         assert ended is not None
         aborted = ended.code == 1006 and self._stream.ended and ended.cause is EndCause.LOST
         cause = EndCause.ABORTED if aborted else ended.cause
-        self._stream.release()
         # A reason is the server's words, and becomes part of errors and events: it may quote the token.
-        self._owner.link_ended(self, Ended(ended.code, redact(ended.reason), cause, ended.error))
+        ended = dataclasses.replace(ended, reason=redact(ended.reason), cause=cause)
+        self._stream.release()
+        self._owner.link_ended(self, ended)
         if self._asked_for:
             self._owner.link_lent(self)  # nothing is left to read: there is nobody to relieve
 

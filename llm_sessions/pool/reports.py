@@ -23,6 +23,7 @@ from ..protocol.events import (
     SequenceMismatch,
     SwitchoverComplete,
     SwitchoverFailed,
+    SwitchoverLoss,
     SwitchoverStarted,
 )
 from ..protocol.mercury import Dropped, Ended, Event, LatencyMeasured, SequenceGap, ShutdownAnnounced
@@ -375,6 +376,11 @@ class SessionReports(SessionCore):
     def _retired_ended(self, effects: Effects, ended: Ended) -> None:
         if ended.code == 4001:
             self._emit(effects, "offline.replaced", Offline(self.session_id, ended.code, ended.reason))
+        elif ended.missed:
+            loss = SwitchoverLoss(self.session_id, ended.code, ended.reason)
+            self._emit(effects, "switchover-loss", loss)
+            text = "a replaced socket ended with %s, and may have had more to bring"
+            self._warn(effects, "loss", text, as_text(ended.code, ended.reason))
 
     def _active_ended(self, effects: Effects, ended: Ended) -> None:
         code, reason = ended.code, ended.reason

@@ -26,6 +26,7 @@ __all__ = [
     "SequenceMismatch",
     "SwitchoverComplete",
     "SwitchoverFailed",
+    "SwitchoverLoss",
     "SwitchoverStarted",
     "names_of",
     "parse_event_name",
@@ -136,6 +137,23 @@ class SwitchoverFailed:
     reason: Exception
 
 
+@dataclasses.dataclass(frozen=True)
+class SwitchoverLoss:
+    """A replaced socket broke off, or was closed by us over unread messages. Payload of `switchover-loss`.
+
+    What it was to bring and had not brought yet is lost, unless the new socket brings it. The session stays
+    online.
+
+    Attributes:
+        code: Close code; 1006 if there was none.
+        reason: Close reason, possibly empty.
+    """
+
+    session_id: str
+    code: int
+    reason: str
+
+
 STATE_EVENTS: Final = frozenset(
     {
         "online",
@@ -147,6 +165,7 @@ STATE_EVENTS: Final = frozenset(
         "connection_failed",
         "sequence-mismatch",
         "ping-pong-latency",
+        "switchover-loss",
         "event:mercury_shutdown_imminent",
         "event:mercury_shutdown_switchover_complete",
         "event:mercury_shutdown_switchover_failed",

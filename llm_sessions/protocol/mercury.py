@@ -99,12 +99,15 @@ class Ended:
         reason: Likewise; possibly empty.
         cause: Who or what ended it.
         error: The exception behind it, or None.
+        missed: Whether the peer may have sent messages that were not taken: its close frame was not read, or
+            came behind messages that were ignored because we were closing.
     """
 
     code: int
     reason: str
     cause: EndCause
     error: Exception | None = None
+    missed: bool = dataclasses.field(default=False, compare=False)
 
 
 class Encoder(Protocol):
@@ -158,6 +161,7 @@ class MercuryProtocol:
         self._paused = False
         self._resumed_at = float("-inf")
         self._asked: tuple[int | None, str | None] | None = None  # our close, as it was asked for
+        self._ignored = False  # a message came while we were closing
         self._closing_for = EndCause.LOCAL
         self._close_deadline: float | None = None
         self._retire_at: float | None = None
@@ -201,6 +205,7 @@ class MercuryProtocol:
                 self._receive_control(item, events)
                 continue
             if self._asked is not None or self.ended is not None:
+                self._ignored = self._ignored or not _is_pong(item)
                 continue
             try:
                 message = _json.loads(item)
@@ -401,15 +406,17 @@ class MercuryProtocol:
             # Only data that came before the close is acked; the answer is written after the report, for
             # the peer may be gone already.
             self._controls.append(self._encoder.close(None if item.code == 1005 else item.code, ""))
-            self._end(*fixed_up(item.code, item.reason), EndCause.PEER)
+            self._end(*fixed_up(item.code, item.reason), EndCause.PEER, missed=False)
         else:
-            self._end(*fixed_up(item.code, item.reason), EndCause.LOCAL)
+            self._end(*fixed_up(item.code, item.reason), EndCause.LOCAL, missed=self._ignored)
 
     def lost(self, error: Exception | None = None) -> None:
         """The connection ended without a close frame, or cannot go on."""
         self._end(1006, "", EndCause.LOST, error)
 
-    def _end(self, code: int, reason: str, cause: EndCause, error: Exception | None = None) -> None:
+    def _end(
+        self, code: int, reason: str, cause: EndCause, error: Exception | None = None, missed: bool = True
+    ) -> None:
         if self.ended is not None:
             return
         if self._asked is not None:
@@ -419,4 +426,14 @@ class MercuryProtocol:
                 cause = EndCause.KEEPALIVE
             elif cause is not EndCause.ABORTED:
                 cause = EndCause.LOCAL
-        self.ended = Ended(code, reason, cause, error)
+        self.ended = Ended(code, reason, cause, error, missed)
+
+
+def _is_pong(payload: bytes) -> bool:
+    if b"pong" not in payload:
+        return False
+    try:
+        message = _json.loads(payload)
+    except _json.BadJSON:
+        return False
+    return type(message) is dict and message.get("type") == "pong"

@@ -22,7 +22,9 @@ account is closed.
 - *delivered*: the listener got it, once. On one socket in the order of its numbers.
 - *dropped and reported*: a full queue dropped it, as was asked for, and `stats().dropped` says so.
 - *lost and reported*: there is evidence, see below.
-- *lost with a replaced socket*: see below.
+- *published to nobody*: amid a switchover the service had closed the old socket, with another code than 4001,
+  and not authorized the new one. The client may read these two in the other order, and then has nothing to
+  tell. Counted only where no socket was to bring the event.
 - *unreported*: none of these. There must be none.
 
 **What excuses a gap.** Between the delivered events before and after it the session's listeners heard of
@@ -31,15 +33,11 @@ account is closed.
   another one of its socket, since TCP loses nothing in the middle; and a mismatch that names an event which
   was sent is a lie itself; or
 - an `offline`, or the session was not online at all; or an `offline.replaced`, by which the server took
-  away the socket that a switchover had replaced.
+  away the socket that a switchover had replaced; or, if the event was on no socket but replaced ones, a later
+  `switchover-loss`.
 
 An event that the client has acknowledged has arrived: none of these excuse it, but the dropping queue. And
 whatever the session counts as received (`stats().messages_in`) its listeners have been called with.
-
-A socket that a switchover replaces may break off, or be closed by us (a pong is missing, its time is over),
-with events still in flight on it that the service had published before it knew the new socket, or while it
-knew none. The session stays online, and no event is announced for that: the protocol has none. Such losses
-are counted apart, and only where the event was on no socket but replaced ones.
 
 **What else has to hold.** A session takes only steps that the table of states has, and its events tell the
 same story: `online` and `offline` in turn, each `offline` with one detail. No call takes longer than its

@@ -83,7 +83,7 @@ def show(results: Sequence[Result]) -> Iterator[str]:
     yield f"chaos: {len(results)} rounds from seed {results[0].seed}"
     yield f"  events published {account.published}: delivered {account.delivered},"
     yield f"    reported lost {account.reported}, dropped by a full queue as asked {account.dropped},"
-    yield f"    lost with a replaced socket {account.replaced}, unreported {account.unreported}"
+    yield f"    published to nobody amid a switchover {account.unconnected}, unreported {account.unreported}"
     yield "  faults " + ", ".join(f"{kind} {count}" for kind, count in sorted(total.faults.items()))
     yield "  sessions " + ", ".join(
         f"{name} {counts[name]}" for name in ("attempts", "reconnects", "switchovers")

@@ -96,7 +96,7 @@ class Account:
         delivered: Of them, once.
         dropped: By a full queue, as was asked for.
         reported: Lost, and reported.
-        replaced: Lost with a socket that a switchover had replaced.
+        unconnected: Published while the service had no socket of the session, between those of a switchover.
         unreported: Lost, and nobody said so.
         complaints: Whatever must not be.
     """
@@ -105,7 +105,7 @@ class Account:
     delivered: int = 0
     dropped: int = 0
     reported: int = 0
-    replaced: int = 0
+    unconnected: int = 0
     unreported: int = 0
     complaints: list[str] = dataclasses.field(default_factory=list)
 
@@ -155,7 +155,7 @@ def reconcile(record: Record) -> Account:
 
 
 class _Verdict(NamedTuple):
-    state: Literal["dropped", "reported", "replaced", "unreported"]
+    state: Literal["dropped", "reported", "unconnected", "unreported"]
     complaint: str = ""
 
 
@@ -179,6 +179,11 @@ class _Judge:
             place
             for place, entry in enumerate(record.journal)
             if entry.kind in ("offline", "offline.replaced")
+        ]
+        self._losses = [
+            place
+            for place, entry in enumerate(record.journal)
+            if entry.kind in ("offline", "offline.replaced", "switchover-loss")
         ]
         self._switched = [
             place for place, entry in enumerate(record.journal) if entry.kind.endswith("switchover_complete")
@@ -222,7 +227,12 @@ class _Judge:
         last = max((copy.connection for copy in copies), default=before)
         since = self._began.get(last, low)
         if last < after and any(since < place < high for place in self._switched):
-            return _Verdict("replaced")
+            # The end of the socket that was replaced comes whenever it comes.
+            if any(place > low for place in self._losses):
+                return _Verdict("reported")
+            if not copies:
+                return _Verdict("unconnected")
+            return _Verdict("unreported", "was lost with a replaced socket, and nothing said so")
         if self._record.drops:
             return _Verdict("dropped")
         return _Verdict("unreported", "was lost, and nothing said so")

@@ -29,7 +29,7 @@ def test_the_tallies_are_those_of_all_rounds() -> None:
         "chaos: 2 rounds from seed 5",
         "  events published 20: delivered 14,",
         "    reported lost 2, dropped by a full queue as asked 2,",
-        "    lost with a replaced socket 2, unreported 0",
+        "    published to nobody amid a switchover 2, unreported 0",
         "  faults close 2, drop 4",
         "  sessions attempts 8, reconnects 6, switchovers 2",
         "  memory 5 MiB after the first round, 6 MiB after the last",

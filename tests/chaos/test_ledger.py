@@ -83,25 +83,39 @@ def test_a_reported_loss(published: list[list[Copy]], journal: list[Entry], drop
     assert states(account) == (len(published), len(published) - 1, 0, 1, 0, 0)
 
 
-def test_a_loss_with_a_replaced_socket_is_counted_apart() -> None:
+LOSS = Entry("switchover-loss", 1006)
+
+
+def test_a_loss_with_a_replaced_socket() -> None:
     published = [[at(1)], [at(2)], [at(3), at(3, 2)]]
     journal = [ONLINE, came(1), IMMINENT, COMPLETE, came(3, 2)]
     for drops in (False, True):
-        assert states(reconcile(make(published, journal, drops=drops))) == (3, 2, 0, 0, 1, 0)
-    without = [ONLINE, came(1), came(3, 2)]
+        assert states(reconcile(make(published, journal, drops=drops))) == (3, 2, 0, 0, 0, 1)
+        # its end is announced whenever it comes, but not before the last event that came
+        assert states(reconcile(make(published, [*journal, LOSS], drops=drops))) == (3, 2, 0, 1, 0, 0)
+        early = [ONLINE, LOSS, *journal[1:]]
+        assert states(reconcile(make(published, early, drops=drops))) == (3, 2, 0, 0, 0, 1)
+    without = [ONLINE, came(1), came(3, 2), LOSS]
     assert states(reconcile(make(published, without))) == (3, 2, 0, 0, 0, 1)
-    published[1] = []  # the old socket was being closed, and the new one was not ready
-    assert states(reconcile(make(published, journal))) == (3, 2, 0, 0, 1, 0)
     # what the old socket brought was heard after the new one had taken over
     late = [ONLINE, came(1), IMMINENT, COMPLETE, came(2), came(4, 2)]
-    after = [[at(1)], [at(2)], [], [at(4, 2)]]
-    assert states(reconcile(make(after, late))) == (4, 3, 0, 0, 1, 0)
-    one_socket = [ONLINE, came(1), IMMINENT, COMPLETE, came(2), came(4)]
+    after = [[at(1)], [at(2)], [at(3)], [at(4, 2)]]
+    assert states(reconcile(make(after, [*late, LOSS]))) == (4, 3, 0, 1, 0, 0)
+    one_socket = [ONLINE, came(1), IMMINENT, COMPLETE, came(2), came(4), LOSS]
     assert states(reconcile(make([*after[:3], [at(4)]], one_socket))) == (4, 3, 0, 0, 0, 1)
-    earlier = [ONLINE, IMMINENT, COMPLETE, came(1), came(3, 2)]
+    earlier = [ONLINE, IMMINENT, COMPLETE, came(1), came(3, 2), LOSS]
     assert states(reconcile(make(published, earlier))) == (3, 2, 0, 0, 0, 1)
     published[1] = [at(2), at(2, 2)]  # the new socket had it, too
-    assert states(reconcile(make(published, journal))) == (3, 2, 0, 0, 0, 1)
+    assert states(reconcile(make(published, [*journal, LOSS]))) == (3, 2, 0, 0, 0, 1)
+
+
+def test_what_was_published_to_nobody_is_counted_apart() -> None:
+    published = [[at(1)], [], [at(3), at(3, 2)]]
+    journal = [ONLINE, came(1), IMMINENT, COMPLETE, came(3, 2)]
+    assert states(reconcile(make(published, journal))) == (3, 2, 0, 0, 1, 0)
+    assert states(reconcile(make(published, [*journal, LOSS]))) == (3, 2, 0, 1, 0, 0)
+    without = [ONLINE, came(1), came(3, 2)]
+    assert states(reconcile(make(published, without))) == (3, 2, 0, 0, 0, 1)
 
 
 def test_a_drop_by_a_full_queue_is_reported_by_the_stats() -> None:

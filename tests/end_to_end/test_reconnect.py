@@ -27,6 +27,7 @@ from llm_sessions import (
     Replaced,
     Session,
     SessionState,
+    SwitchoverLoss,
     Target,
     UnknownResponse,
 )
@@ -164,6 +165,16 @@ def test_i29_d16_a_retired_sockets_close(
     assert session.state is SessionState.ONLINE
     eventually(lambda: not threads("connector"))
     assert len(server.connections()) == 2
+
+
+def test_a_retired_socket_that_breaks_off_is_announced(server: LocalServer, pool: ConnectionPool) -> None:
+    recorder = Recorder().listen(pool)
+    session = pool.connect(server.url())
+    old = switch_over(server, recorder)
+    old.drop()
+    assert recorder.wait("switchover-loss") == [SwitchoverLoss(session.id, 1006, "")]
+    assert session.state is SessionState.ONLINE
+    assert "offline" not in recorder.names
 
 
 # -- I30, I31 ------------------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from llm_sessions import (
     NotOnline,
     Offline,
     Replaced,
+    SwitchoverLoss,
 )
 from llm_sessions.connection.transport import Link
 from llm_sessions.protocol.mercury import (
     Dropped,
+    EndCause,
     LatencyMeasured,
     SequenceGap,
 )
@@ -110,6 +112,25 @@ def test_i29_d16_the_close_of_a_retired_socket(make: Make, code: int, reason: st
     assert session.state is S.ONLINE and session.last_error is None and len(transport.links) == 2
     session.send("x")
     assert transport.links[1].sent == [b"x"]
+
+
+def test_what_a_retired_socket_may_not_have_brought_is_announced(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, transport = make()
+    session = pool.connect(URL)
+    old = transport.links[0]
+    announce_shutdown(old)
+    eventually(lambda: old.retired is not None)
+    recorder = Recorder().listen(session)
+    old.end(1006, "gone", EndCause.LOST, missed=True)
+    recorder.wait("switchover-loss")
+    assert recorder.calls == [("switchover-loss", SwitchoverLoss(session.id, 1006, "gone"))]
+    assert session.state is S.ONLINE and session.last_error is None
+    [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.getMessage().endswith(
+        "a replaced socket ended with 1006 gone, and may have had more to bring"
+    )
 
 
 def test_i32_one_sessions_end_is_not_anothers(make: Make) -> None:

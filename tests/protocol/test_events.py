@@ -23,6 +23,7 @@ NAMES = [
     "connection_failed",
     "sequence-mismatch",
     "ping-pong-latency",
+    "switchover-loss",
     "event:mercury_shutdown_imminent",
     "event:mercury_shutdown_switchover_complete",
     "event:mercury_shutdown_switchover_failed",
@@ -124,7 +125,7 @@ def test_every_name_of_an_ordinary_envelope_can_be_listened_to(event_type: str, 
 
 def test_payloads_are_frozen_and_name_their_session() -> None:
     payloads = [getattr(events, name) for name in events.__all__ if isinstance(getattr(events, name), type)]
-    assert len(payloads) == 9
+    assert len(payloads) == 10
     for payload in payloads:
         fields = [field.name for field in dataclasses.fields(payload)]
         assert fields[0] == "session_id"

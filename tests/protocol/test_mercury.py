@@ -710,6 +710,52 @@ def test_i9_nothing_happens_while_closing() -> None:
     assert talk.protocol.ended == Ended(1000, "Done (forced)", EndCause.LOCAL)
 
 
+def missed(talk: Talk) -> bool:
+    assert talk.protocol.ended is not None
+    return talk.protocol.ended.missed
+
+
+@pytest.mark.parametrize(
+    ("ignored", "expected"),
+    [
+        ([], False),
+        ([{"type": "pong", "id": "1"}], False),
+        ([{"id": "m"}], True),
+        ([{"type": "pong"}, {"id": "m"}, {"type": "pong"}], True),
+        ([b'{"type": "pong"'], True),
+        ([b'["pong"]'], True),
+        ([{"data": "pong"}], True),
+    ],
+)
+def test_what_comes_while_we_close_is_missed(ignored: list[Any], expected: bool) -> None:
+    talk = Talk()
+    talk.feed({"id": "taken"})
+    talk.protocol.close(None, None, 0.0)
+    talk.feed(*ignored, Close(1000, "Done"))
+    assert missed(talk) is expected
+
+
+def test_nothing_is_missed_before_a_close_of_the_peers() -> None:
+    talk = Talk()
+    talk.feed({"id": "m"}, Close(1001, ""))
+    assert not missed(talk)
+
+
+@pytest.mark.parametrize("how", ["lost", "violation", "forced", "pong"])
+def test_without_a_close_of_the_peers_something_may_be_missed(how: str) -> None:
+    talk = Talk(pong_timeout=14.0, force_close_delay=2.0)
+    if how == "lost":
+        talk.protocol.lost(BROKEN)
+    elif how == "violation":
+        talk.feed(Violation(1002, "reserved bit set"))
+    else:
+        if how == "forced":
+            talk.protocol.close(None, None, 12.0)
+        for now in (14.0, 16.0):
+            talk.protocol.handle_timeout(now)
+    assert missed(talk)
+
+
 def test_acks_of_what_came_before_our_close_go_out_before_it() -> None:
     talk = Talk()
     talk.feed({"id": "m"})
