@@ -5,18 +5,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
+DOCS_VENV ?= .venv-docs
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format bench duplex flood switchover chaos clean
+.PHONY: help demo test check format docs bench duplex flood switchover chaos clean
 
 ASK_VERSION := import pip, sys; print("%d.%d" % sys.version_info[:2])
 VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 # The stamps name the Python version, so that another PYTHON makes the environment anew.
 DEV := $(VENV)/.installed-dev-$(VERSION)
 DEMO := $(DEMO_VENV)/.installed-demo-$(VERSION)
+DOCS := $(DOCS_VENV)/.installed-docs-$(VERSION)
 RUN := $(VENV)/bin/python -m
 
 # $(call install,folder,extras): a virtual environment with this package (editable) and its extras
@@ -51,6 +53,10 @@ format: $(DEV) ## format the code, and repair what lint can repair
 	@$(RUN) ruff check --fix-only --quiet .
 	@$(RUN) ruff format .
 
+docs: $(DOCS) ## the documentation, into docs/_build/html; a warning is an error
+	@$(DOCS_VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html $(ARGS)
+	@echo '== docs/_build/html/index.html'
+
 bench: $(DEV) ## measure everything beside others and write docs/benchmarks; ARGS=--quick for 2 minutes instead of 20
 	@$(VENV)/bin/python benchmarks/bench.py $(ARGS)
 
@@ -67,7 +73,7 @@ chaos: $(DEV) ## an account of every message under faults: MINUTES=8 for longer,
 	@$(RUN) tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## remove the environments and all that the tools left
-	@rm -rf $(VENV) $(DEMO_VENV) build dist *.egg-info htmlcov .coverage .coverage.* \
+	@rm -rf $(VENV) $(DEMO_VENV) $(DOCS_VENV) build dist *.egg-info htmlcov .coverage .coverage.* \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis docs/_build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo '== clean'
@@ -77,5 +83,8 @@ $(DEV): setup.py
 
 $(DEMO): setup.py
 	$(call install,$(DEMO_VENV),testing$(comma)speed$(comma)cli)
+
+$(DOCS): setup.py
+	$(call install,$(DOCS_VENV),docs)
 
 comma := ,

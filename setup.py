@@ -40,6 +40,12 @@ SOCKS = [
     "python-socks>=2.4.4,<4",  # its objects without I/O for SOCKS5, the same from 2.4.4 to 3.2.1
     "PySocks>=1.7",  # for requests
 ]
+DOCS = [
+    *TESTING,  # the reference reads the docstrings of LocalServer and the others
+    "sphinx>=7.2",
+    "myst-parser>=3",
+    "furo>=2024.1.29",
+]
 BENCH = [
     "trustme>=1.1",
     *SPEED,
@@ -52,6 +58,7 @@ DEV = [
     *CLI,
     *SOCKS,
     *BENCH,  # the benchmarks have tests
+    *DOCS,  # and so has the documentation
     "coverage>=7.10",
     "hypothesis>=6.100",
     "mypy>=2.4,<2.5",  # a new release finds new errors: moving on is a change of its own
@@ -102,7 +109,7 @@ setup(
         "socks": SOCKS,
         "examples": [*TESTING, "pytest>=8"],  # they talk to the LocalServer, and one is a test file
         "bench": BENCH,
-        "docs": ["sphinx>=7.2", "myst-parser>=3", "furo>=2024.1.29"],
+        "docs": DOCS,
         "dev": DEV,
     },
     entry_points={

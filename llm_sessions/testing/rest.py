@@ -54,7 +54,7 @@ class RestRequest:
         method: As it was sent.
         path: Likewise, without the query.
         query: The query, parsed; a repeated key has more than one value.
-        headers: Names in lower case; repeated ones are joined by `, `.
+        headers: Names in lower case; repeated ones are joined by commas.
         body: The JSON value; `None` if there was no body, and the bytes if they are not JSON.
         status: The status answered; `None` while it is held, and for good if the client left before.
         answer: The JSON value answered, or the bytes if it was none.
