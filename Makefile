@@ -6,12 +6,13 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 DOCS_VENV ?= .venv-docs
+TOOLS_VENV ?= .venv-tools
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format docs bench duplex flood switchover chaos clean
+.PHONY: help demo test check format docs compat dist bench duplex flood switchover chaos clean
 
 ASK_VERSION := import pip, sys; print("%d.%d" % sys.version_info[:2])
 VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -19,6 +20,7 @@ VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[
 DEV := $(VENV)/.installed-dev-$(VERSION)
 DEMO := $(DEMO_VENV)/.installed-demo-$(VERSION)
 DOCS := $(DOCS_VENV)/.installed-docs-$(VERSION)
+TOOLS := $(TOOLS_VENV)/.installed-tools-$(VERSION)
 RUN := $(VENV)/bin/python -m
 
 # $(call install,folder,extras): a virtual environment with this package (editable) and its extras
@@ -57,6 +59,15 @@ docs: $(DOCS) ## the documentation, into docs/_build/html; a warning is an error
 	@$(DOCS_VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html $(ARGS)
 	@echo '== docs/_build/html/index.html'
 
+compat: $(TOOLS) ## the tests on every Python, with the lowest and the newest dependencies; ARGS="-e py310-lowest -- -k url"
+	@$(TOOLS_VENV)/bin/tox run $(ARGS)
+
+dist: $(TOOLS) ## build sdist and wheel into dist, check both, and run the demo from the wheel in an empty environment
+	@rm -rf build dist *.egg-info  # setuptools would pack what an old egg-info lists
+	@$(TOOLS_VENV)/bin/python -m build --outdir dist .
+	@$(TOOLS_VENV)/bin/python -m twine check --strict dist/*
+	@$(TOOLS_VENV)/bin/python tools/check_dist.py dist
+
 bench: $(DEV) ## measure everything beside others and write docs/benchmarks; ARGS=--quick for 2 minutes instead of 20
 	@$(VENV)/bin/python benchmarks/bench.py $(ARGS)
 
@@ -73,13 +84,16 @@ chaos: $(DEV) ## an account of every message under faults: MINUTES=8 for longer,
 	@$(RUN) tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## remove the environments and all that the tools left
-	@rm -rf $(VENV) $(DEMO_VENV) $(DOCS_VENV) build dist *.egg-info htmlcov .coverage .coverage.* \
+	@rm -rf $(VENV) $(DEMO_VENV) $(DOCS_VENV) $(TOOLS_VENV) .tox build dist *.egg-info htmlcov .coverage .coverage.* \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis docs/_build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo '== clean'
 
 $(DEV): setup.py
 	$(call install,$(VENV),dev)
+
+$(TOOLS): setup.py
+	$(call install,$(TOOLS_VENV),compat$(comma)release)
 
 $(DEMO): setup.py
 	$(call install,$(DEMO_VENV),testing$(comma)speed$(comma)cli)

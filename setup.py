@@ -33,8 +33,12 @@ RUNTIME = [
     "backoff>=2.2,<3",  # only its generators; 2.0 changed how they start, so a 3.0 may too
     "PyJWT>=2.8",
 ]
-TESTING = ["h11>=0.14", "wsproto>=1.2", "trustme>=1.1"]
-SPEED = ["orjson>=3.10"]
+TESTING = [
+    "h11>=0.16",  # what wsproto asks for
+    "wsproto>=1.3",  # before it some payloads are bytearrays, and LocalServer would answer no ping
+    "trustme>=1.1",
+]
+SPEED = ["orjson>=3.10.7"]  # the first with wheels for every Python that we support
 CLI = ["rich>=13.7"]
 SOCKS = [
     "python-socks>=2.4.4,<4",  # its objects without I/O for SOCKS5, the same from 2.4.4 to 3.2.1
@@ -52,7 +56,7 @@ BENCH = [
     "matplotlib>=3.8",  # the pictures
     "slack_sdk>=3.33",  # its socket mode clients are measured beside ours
 ]
-DEV = [
+SUITE = [
     *TESTING,
     *SPEED,
     *CLI,
@@ -61,13 +65,17 @@ DEV = [
     *DOCS,  # and so has the documentation
     "coverage>=7.10",
     "hypothesis>=6.100",
-    "mypy>=2.4,<2.5",  # a new release finds new errors: moving on is a change of its own
     "pytest>=9",  # faulthandler_exit_on_timeout
     "pytest-cov>=6",
     "pytest-randomly>=3.16",
     "pytest-xdist>=3.6",
     "pytest-timeout>=2.3",
     "responses>=0.25",
+]
+DEV = [
+    *SUITE,
+    "mypy>=2.4,<2.5",  # a new release finds new errors: moving on is a change of its own
+    "pyright[nodejs]==1.1.414",  # as mypy, with every patch; it brings the node that it runs on
     "ruff>=0.17.5,<0.18",  # its formatter changes between minor releases, and `make check` compares
     "types-requests>=2.31",
 ]
@@ -110,7 +118,11 @@ setup(
         "examples": [*TESTING, "pytest>=8"],  # they talk to the LocalServer, and one is a test file
         "bench": BENCH,
         "docs": DOCS,
+        "suite": SUITE,  # what `make compat` tests with: DEV's type checkers are larger than all of it
         "dev": DEV,
+        # Not in "dev": few need them, and seldom.
+        "compat": ["tox>=4"],
+        "release": ["build>=1.2", "twine>=6.1"],  # 6.1 knows the metadata that newer setuptools write
     },
     entry_points={
         "console_scripts": ["llm-sessions = llm_sessions.cli.main:main"],

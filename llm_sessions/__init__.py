@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .datachannel.oauth import OAuthTokens
     from .datachannel.oauth_grant import RefreshedTokens
     from .meetings.caption_events import (
+        CaptionEvent,
         CaptionLanguageAnswer,
         CaptionLanguages,
         EvaEvent,
@@ -89,6 +90,7 @@ __all__ = [
     "AlreadyConnected",
     "AnnounceState",
     "BadRequest",
+    "CaptionEvent",
     "CaptionLanguageAnswer",
     "CaptionLanguages",
     "CaptionState",
@@ -170,6 +172,7 @@ _HOMES: Final = {
         "datachannel.oauth": ["OAuthTokens"],
         "datachannel.oauth_grant": ["RefreshedTokens"],
         "meetings.caption_events": [
+            "CaptionEvent",
             "CaptionLanguageAnswer",
             "CaptionLanguages",
             "EvaEvent",

@@ -160,8 +160,8 @@ class Deadline:
 
     def __init__(self, timeout: float | None, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self.timeout = timeout
-        self.at = None if timeout is None else now() + timeout
+        self.timeout: float | None = timeout
+        self.at: float | None = None if timeout is None else now() + timeout
 
     def left(self) -> float | None:
         """Return the seconds left, at least 0; None means no limit."""

@@ -33,7 +33,7 @@ itself. No exception holds a token.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = [
     "AlreadyConnected",
@@ -75,7 +75,8 @@ class ConfigurationError(LLMSessionsError, ValueError):
 
     def __init__(self, argument: str, problem: str) -> None:
         super().__init__(argument, problem)  # the same arguments again: pickling calls the class with them
-        self.argument, self.problem = argument, problem
+        self.argument = argument
+        self.problem = problem
 
     def __str__(self) -> str:
         return f"{self.argument}: {self.problem}"
@@ -114,7 +115,8 @@ class SessionError(LLMSessionsError):
 
     def __init__(self, session_id: str, message: str = "") -> None:
         super().__init__(session_id, message)
-        self.session_id, self.message = session_id, message
+        self.session_id = session_id
+        self.message = message
 
     def __str__(self) -> str:
         return f"session {self.session_id!r}: {self.message}" if self.session_id else self.message
@@ -133,7 +135,7 @@ class AlreadyConnected(SessionError):
 
     def __init__(self, session_id: str, url: str) -> None:
         SessionError.__init__(self, session_id, f"already uses {url}; disconnect it first")
-        self.args = (session_id, url)
+        self.args: tuple[Any, ...] = (session_id, url)
         self.url = url
 
 
@@ -159,9 +161,12 @@ class ConnectError(SessionError):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(session_id, message)
-        self.args = (session_id, message, attempts, code, reason, status, retry_after)
-        self.attempts, self.code, self.reason = attempts, code, reason
-        self.status, self.retry_after = status, retry_after
+        self.args: tuple[Any, ...] = (session_id, message, attempts, code, reason, status, retry_after)
+        self.attempts = attempts
+        self.code = code
+        self.reason = reason
+        self.status = status
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         counted = f" (after {self.attempts} attempts)" if self.attempts > 1 else ""
@@ -210,8 +215,9 @@ class RegistrationError(ConnectError):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(session_id, message, status=status, retry_after=retry_after)
-        self.args = (session_id, message, status, url, timing, retry_after)
-        self.url, self.timing = url, timing
+        self.args: tuple[Any, ...] = (session_id, message, status, url, timing, retry_after)
+        self.url = url
+        self.timing = timing
 
 
 class TokenRefreshError(RegistrationError):
@@ -232,7 +238,7 @@ class TokenRefreshError(RegistrationError):
         final: bool = False,
     ) -> None:
         super().__init__(session_id, message, status, url, timing, retry_after)
-        self.args = (*self.args, final)
+        self.args: tuple[Any, ...] = (*self.args, final)
         self.final = final
 
 
@@ -246,8 +252,9 @@ class ConnectionLost(SessionError):
 
     def __init__(self, session_id: str, code: int = 1006, reason: str = "") -> None:
         super().__init__(session_id, f"connection lost ({code}{' ' if reason else ''}{reason})")
-        self.args = (session_id, code, reason)
-        self.code, self.reason = code, reason
+        self.args: tuple[Any, ...] = (session_id, code, reason)
+        self.code = code
+        self.reason = reason
 
 
 class Replaced(ConnectionLost):

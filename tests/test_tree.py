@@ -586,7 +586,7 @@ def test_workplace_paths_are_found() -> None:
 def test_documents_name_no_workplace_paths() -> None:
     kinds = (".md", ".rst", ".txt", ".html", ".py", ".toml", ".cfg", ".yml", ".yaml", ".svg")
     paths = [path for path in ROOT.iterdir() if path.is_file() and path.name != "LICENSE"]
-    for folder in ("docs", "examples", "benchmarks", ".ci"):
+    for folder in ("docs", "examples", "benchmarks", "tools", ".ci"):
         paths += (ROOT / folder).rglob("*")
     paths = [p for p in paths if "_build" not in p.parts]
     chosen = [

@@ -33,7 +33,7 @@ from .transport import AttemptFailed, LinkBroken, LinkOwner, OpenRequest, Traffi
 
 __all__ = ["Connection"]
 
-logger = get_logger("connection")
+logger: Final = get_logger("connection")
 
 _MAX_OWN_UNSENT: Final = 256 * 1024
 """Bytes of acks and pongs that may wait for a peer that does not read; beyond it we stop reading too."""

@@ -23,9 +23,9 @@ class Outbox:
 
     def __init__(self) -> None:
         self._queue: list[tuple[memoryview, bool]] = []  # a deque would cost an idle session 0.7 KiB
-        self.posted = 0
-        self.written = 0
-        self.own_unsent = 0
+        self.posted: int = 0
+        self.written: int = 0
+        self.own_unsent: int = 0
         self._head: memoryview | None = None  # what was taken (and encrypted) and is not wholly written
         self._taken = self._taken_own = 0  # bytes of frames in it
 

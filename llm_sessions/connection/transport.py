@@ -71,9 +71,12 @@ class AttemptFailed(Exception):
         reason: str = "",
     ) -> None:
         super().__init__(message)
-        self.failure, self.message = failure, message
-        self.status, self.retry_after = status, retry_after
-        self.code, self.reason = code, reason
+        self.failure = failure
+        self.message = message
+        self.status = status
+        self.retry_after = retry_after
+        self.code = code
+        self.reason = reason
 
 
 class LinkBroken(Exception):

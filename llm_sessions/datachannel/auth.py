@@ -31,7 +31,7 @@ from .tokens import TokenStore, expired
 
 __all__ = ["HEADER", "REFUSAL_WAIT", "DataChannelAuth"]
 
-logger = get_logger("datachannel")
+logger: Final = get_logger("datachannel")
 
 HEADER: Final = "Data-Channel-Auth-Token"
 
@@ -73,7 +73,8 @@ class DataChannelAuth(AuthBase):
     ) -> None:
         self._store, self._session_id, self._token, self._epoch = store, session_id, token, epoch
         self._wait, self._timeout, self._now = wait, timeout, now
-        self._fresh, self.resent = fresh, False
+        self._fresh = fresh
+        self.resent: bool = False
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         token = self._token

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import PoolClosed
+from ..pool.listening import DEFAULT_SESSION, PoolEvents, SessionId
 from ..pool.owned import OwnedSessions
-from ..pool.pool import SessionId
 from ..protocol.events import parse_event_name
 from ..session_ids import LLM_DEFAULT_SESSION
 
@@ -19,8 +19,10 @@ __all__ = ["ClientEvents"]
 F = TypeVar("F", bound="Callback")
 
 
-class ClientEvents:
+class ClientEvents(PoolEvents[SessionId | None]):
     """`on`, `once` and `off` of a `DataChannelClient`.
+
+    `close` takes all callbacks back: what happens after it is not told, on a pool that was given either.
 
     Args:
         sessions: Whose events they are, and whose the callbacks: the pool may have others.
@@ -29,37 +31,6 @@ class ClientEvents:
 
     def __init__(self, sessions: OwnedSessions, check_open: Callable[[], None]) -> None:
         self._sessions, self._check = sessions, check_open
-
-    @overload
-    def on(self, event: str, callback: F, *, session_id: SessionId | None = None) -> F: ...
-    @overload
-    def on(self, event: str, *, session_id: SessionId | None = None) -> Callable[[F], F]: ...
-
-    def on(
-        self, event: str, callback: F | None = None, *, session_id: SessionId | None = None
-    ) -> F | Callable[[F], F]:
-        """Call `callback` with the payload of every such event; see `ConnectionPool.on`.
-
-        `close` takes it back: what happens after that is not told, on a pool that was given either.
-
-        Args:
-            event: See `ConnectionPool.on`.
-            callback: Takes the payload; None to use this as a decorator.
-            session_id: Whose events; `ALL_SESSIONS` for those of the whole pool; None for the session that
-                `event` names, or the default one.
-        """
-        return self._register(event, callback, session_id, once=False)
-
-    @overload
-    def once(self, event: str, callback: F, *, session_id: SessionId | None = None) -> F: ...
-    @overload
-    def once(self, event: str, *, session_id: SessionId | None = None) -> Callable[[F], F]: ...
-
-    def once(
-        self, event: str, callback: F | None = None, *, session_id: SessionId | None = None
-    ) -> F | Callable[[F], F]:
-        """Like `on`, for the next such event only."""
-        return self._register(event, callback, session_id, once=True)
 
     def off(
         self, event: str, callback: Callback | None = None, *, session_id: SessionId | None = None
@@ -88,6 +59,6 @@ class ClientEvents:
 
     def _whose(self, event: str, session_id: SessionId | None) -> SessionId:
         self._check()
-        if session_id is not None:
+        if session_id is not None and session_id is not DEFAULT_SESSION:
             return session_id
         return parse_event_name(event)[1] or LLM_DEFAULT_SESSION

@@ -43,7 +43,7 @@ from .rest import RestClient
 
 __all__ = ["DeviceRegistration"]
 
-logger = get_logger("datachannel")
+logger: Final = get_logger("datachannel")
 
 _PATIENCE: Final = 10
 """How many times as long as one call the others wait for a flight: it has four, each twice if refused."""

@@ -79,7 +79,9 @@ class ExchangeFailed(Exception):
 
     def __init__(self, message: str, timed_out: bool, failure: Failure | None = None) -> None:
         super().__init__(message, timed_out, failure)
-        self.message, self.timed_out, self.failure = message, timed_out, failure
+        self.message = message
+        self.timed_out = timed_out
+        self.failure = failure
 
 
 def check_url(

@@ -40,7 +40,7 @@ from .oauth_grant import Expiry, Held, RefreshedTokens, check_secret, check_time
 
 __all__ = ["OAuthTokens", "RefreshedTokens"]
 
-logger = get_logger("datachannel")
+logger: Final = get_logger("datachannel")
 
 _PAUSE: Final = 5.0
 """Seconds in which an early refresh that failed is not tried again: the old token still serves."""

@@ -28,7 +28,7 @@ from .tokens import TokenStore
 
 __all__ = ["RegisteredTarget", "Registrar", "Registration", "subscribing_url"]
 
-logger = get_logger("datachannel")
+logger: Final = get_logger("datachannel")
 
 _SUBCHANNELS: Final = "subscriptionAwareSubchannels=transcription"
 

@@ -34,7 +34,7 @@ from .exchange import Answer, ExchangeFailed, ask, check_http, check_url, clean
 
 __all__ = ["Reply", "RestClient"]
 
-logger = get_logger("datachannel")
+logger: Final = get_logger("datachannel")
 
 _LONGEST_RETRY_AFTER: Final = 86400.0
 _METHOD: Final = re.compile("[A-Z]{1,16}")

@@ -40,7 +40,7 @@ from ..errors import (
 
 __all__ = ["EXPIRY_SKEW", "RefreshHandler", "TokenStore", "check_token", "expired"]
 
-logger = get_logger("datachannel")
+logger: Final = get_logger("datachannel")
 
 EXPIRY_SKEW: Final = 30.0
 """Seconds before its expiry from which on a token counts as expired."""
@@ -64,7 +64,7 @@ def expired(token: str, now: float, skew: float = EXPIRY_SKEW) -> bool:
     """
     try:
         claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
-    except (jwt.PyJWTError, ValueError):
+    except (jwt.PyJWTError, ValueError, RecursionError):  # the last: of JSON in JSON in …, by older versions
         return True
     expiry = claims.get("exp")
     if expiry is None:

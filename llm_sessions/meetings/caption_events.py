@@ -180,3 +180,4 @@ CaptionEvent: TypeAlias = (
     | Reaction
     | RelayEvent
 )
+"""Payload of a meeting's `relay`: any of these."""

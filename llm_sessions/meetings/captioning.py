@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Captioning"]
 
-logger = get_logger("meetings")
+logger: Final = get_logger("meetings")
 
 _RELAY: Final = "relay.event"
 

@@ -16,18 +16,16 @@ import collections
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from logging import ERROR
-from typing import Final, TypeVar, overload
+from typing import Final
 
 from .._logging import Repeats, SessionLogger, get_logger
 from .._sync import LEAF, ThreadGroup, make_lock
 from ..errors import ConfigurationError
 from ..pool.listeners import Callback, Listener, ListenerTable
 
-__all__ = ["MEETING_EVENTS", "MeetingDelivery", "MeetingEvents", "MeetingFailed"]
-
-F = TypeVar("F", bound=Callback)
+__all__ = ["MEETING_EVENTS", "MeetingDelivery", "MeetingFailed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,68 +204,6 @@ class MeetingDelivery:
         except BaseException as exc:  # noqa: BLE001  # it is logged
             kind, text = f"{name} {type(exc).__name__}", "a listener of %r raised"
             self._log.thinned(self._repeats, kind, ERROR, text, name, exc_info=True)()
-
-
-class MeetingEvents:
-    """`on`, `once` and `off` of a `Meeting`.
-
-    Args:
-        delivery: Who calls the handlers.
-        check_open: Raises if the client is closed, or another process's.
-    """
-
-    def __init__(self, delivery: MeetingDelivery, check_open: Callable[[], None]) -> None:
-        self._delivery, self._check = delivery, check_open
-
-    @overload
-    def on(self, event: str, callback: F) -> F: ...
-    @overload
-    def on(self, event: str) -> Callable[[F], F]: ...
-
-    def on(self, event: str, callback: F | None = None) -> F | Callable[[F], F]:
-        """Call `callback` with the payload of every such event; as a call or as a decorator.
-
-        Handlers of a meeting run one after another, in a thread of its own, while it is joined. They may
-        call anything of this library.
-
-        Args:
-            event: `online`, `offline` (of either channel), `failed` (`MeetingFailed`), `relay` (every relay
-                event that is addressed to this client), `locus.state_message` (`Envelope`), or one of the
-                relay events: `languages`, `language_answer`, `transcript`, `highlight`, `eva`,
-                `language_detected`, `reaction`.
-            callback: Takes the payload.
-
-        Returns:
-            The callback.
-
-        Raises:
-            ConfigurationError: If there is no such event, or the callback is not callable.
-            PoolClosed
-        """
-        return self._register(event, callback, once=False)
-
-    @overload
-    def once(self, event: str, callback: F) -> F: ...
-    @overload
-    def once(self, event: str) -> Callable[[F], F]: ...
-
-    def once(self, event: str, callback: F | None = None) -> F | Callable[[F], F]:
-        """Like `on`, for the next such event only."""
-        return self._register(event, callback, once=True)
-
-    def _register(self, event: str, callback: F | None, once: bool) -> F | Callable[[F], F]:
-        self._check()
-
-        def register(function: F) -> F:
-            self._delivery.on(event, function, once=once)
-            return function
-
-        return register if callback is None else register(callback)
-
-    def off(self, event: str, callback: Callback | None = None) -> None:
-        """Take a callback back, or with None all of this event. Unknown ones are ignored."""
-        self._check()
-        self._delivery.off(event, callback)
 
 
 def _checked(event: object) -> str:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BINDINGS", "MAX_REMEMBERED", "Hearing"]
 
-logger = get_logger("meetings")
+logger: Final = get_logger("meetings")
 
 MAX_REMEMBERED: Final = 1000
 """Envelopes whose ids are remembered, to know one that comes on the other session as well."""

@@ -60,15 +60,15 @@ class Join:
         self.joined = joined
         self.last_error: Exception | None = None
         self.handlers: dict[str, RefreshHandler] = {}
-        self.captioning = Captioning(client, joined.locus_url)
-        self.hearing = Hearing(
+        self.captioning: Captioning = Captioning(client, joined.locus_url)
+        self.hearing: Hearing = Hearing(
             client,
             joined.locus_url,
             partial(put, self),
             heard=lambda event: self.captioning.hear(event),
             changed=lambda: self.captioning.sync(),
         )
-        self.worker = Worker(client, lock, facts, name, failed=self._failed, over=partial(over, self))
+        self.worker: Worker = Worker(client, lock, facts, name, failed=self._failed, over=partial(over, self))
 
     def _failed(self, session_id: str, error: Exception) -> None:
         self.last_error = error

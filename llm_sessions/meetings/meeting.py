@@ -43,9 +43,10 @@ from ..pool.session import DEFAULT_TIMEOUT, Timeout, check_timeout
 from ..session_ids import LLM_DEFAULT_SESSION
 from .captioning import Captioning
 from .captions import Captions
-from .delivery import MeetingDelivery, MeetingEvents
+from .delivery import MeetingDelivery
 from .join import Join, checked_tokens, fetch_token, without_state
 from .locus import JoinResponse, Locus, read_join, read_locus
+from .meeting_events import MeetingEvents
 from .rules import Facts, Role, read_roles
 from .worker import SESSIONS
 
@@ -85,7 +86,7 @@ class Meeting(MeetingEvents, OneProcess):
             raise ConfigurationError("client", f"must be a DataChannelClient, not {type(client).__name__}")
         check_flag("auto_connect", auto_connect)
         client._check_open()
-        self.name = f"meeting-{next(_numbers)}"
+        self.name: str = f"meeting-{next(_numbers)}"
         self._client, self._auto_connect = client, auto_connect
         env = client.pool._env
         # Guards the join and what it holds. Rank 5.
@@ -93,7 +94,7 @@ class Meeting(MeetingEvents, OneProcess):
         self._join: Join | None = None
         self._last_error: Exception | None = None
         super().__init__(MeetingDelivery(self.name, env.threads, env.config.queue_size), client._check_open)
-        self.captions = Captions(
+        self.captions: Captions = Captions(
             self._captioning,
             lambda: self._current().captioning,
             self._delivery.aside,

@@ -44,7 +44,7 @@ class Transcripts(OneProcess):
         self._newest = float("-inf")
         self._over = self._closed = False
         self._done = False  # somebody has been told that nothing more comes; a late line changes that no more
-        self.dropped = 0  # lines that made room for newer ones
+        self.dropped: int = 0  # lines that made room for newer ones
 
     def put(self, line: Transcript) -> bool:
         """Append a line; say whether it is the first that another one had to make room for.

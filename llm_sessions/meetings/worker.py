@@ -118,8 +118,8 @@ class Worker:
         self._down_since: float | None = None  # the worker's own, like the next
         self._warned = False
         # Guarded by the lock.
-        self.facts = facts
-        self.generation = 1
+        self.facts: Facts = facts
+        self.generation: int = 1
         self._changes = 0  # of facts and sessions alike; only grows
         self._seen_changes = -1  # how many there were when it began to wait; for tests
         self._ending = self._over = False

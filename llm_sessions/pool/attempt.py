@@ -71,7 +71,7 @@ class Attempt:
         self.token = ""
         self.link_ended: Ended | None = None
         self.last_error: Exception | None = None
-        self.news = threading.Event()
+        self.news: threading.Event = threading.Event()
         self.outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._cancelled = threading.Event()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from logging import ERROR, WARNING
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from .. import errors
 from .._logging import SessionLogger, get_logger, know_secret, without_secrets
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connector", "Owner"]
 
-logger = get_logger("pool")
+logger: Final = get_logger("pool")
 
 T = TypeVar("T")
 

@@ -29,6 +29,7 @@ from ..protocol.mercury import Ended
 from ..protocol.state import SessionState, Trigger, next_state
 from .attempt import Attempt
 from .delivery import Delivery
+from .dispatch import Dispatcher
 from .listeners import ListenerTable
 from .retry import Retries
 from .served import read_by_this_thread, serve, served_by_this_thread
@@ -122,15 +123,15 @@ class SessionCore:
     def __init__(
         self, session_id: str, env: Environment, gone: Callable[[str], None] = lambda session_id: None
     ) -> None:
-        self.session_id = session_id
-        self.env = env
+        self.session_id: str = session_id
+        self.env: Environment = env
         self._gone = gone
         self._log = SessionLogger(get_logger("pool"), {"session_id": session_id})
-        self.listeners = ListenerTable()
+        self.listeners: ListenerTable = ListenerTable()
         # Guards everything below. Rank 20: no I/O, callback, log call or thread start happens under it.
         self._lock = make_lock("session", SESSION)
         self._delivery = Delivery(session_id, self._lock, self.listeners, env)
-        self.dispatcher = self._delivery.dispatcher
+        self.dispatcher: Dispatcher = self._delivery.dispatcher
         self._changed = threading.Condition(self._lock)
         self._state = SessionState.IDLE
         self._attempt: Attempt | None = None  # the live run
@@ -160,7 +161,7 @@ class SessionCore:
         self._since = time.time()  # the state, by the wall clock
         self._forgotten = False  # the pool made the id up, and nobody can use it any more
         self._observers: tuple[Callable[[], None], ...] = ()
-        self.was_online = False
+        self.was_online: bool = False
         self.last_error: Exception | None = None
         self.latency: float | None = None
 

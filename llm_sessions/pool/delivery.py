@@ -47,7 +47,7 @@ class Delivery:
         self._clock = env.clock
         self._limit = env.config.queue_size
         self._drop_oldest = env.config.when_full == "drop_oldest"
-        self.dispatcher = Dispatcher(
+        self.dispatcher: Dispatcher = Dispatcher(
             session_id,
             listeners,
             env.all_listeners,

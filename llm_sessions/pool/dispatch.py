@@ -85,7 +85,7 @@ class Dispatcher:
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._taken = False  # a thread is in `_run`
-        self.dropped = 0
+        self.dropped: int = 0
 
     @property
     def wanted(self) -> bool:

@@ -44,10 +44,10 @@ class Environment:
         self.config = config
         self.provider = provider
         self.clock = clock
-        self.threads = ThreadGroup()
+        self.threads: ThreadGroup = ThreadGroup()
         self.transport: Transport = transport or partial(Connection, threads=self.threads, clock=clock)
-        self.all_listeners = ListenerTable()
-        self.watch = Watch(self.threads)
+        self.all_listeners: ListenerTable = ListenerTable()
+        self.watch: Watch = Watch(self.threads)
         self.closed = False  # set once, by the pool's close, before it ends any session
         self._born_in = _fork.generation()
         self._lock = make_lock("environment", LEAF)  # guards what follows

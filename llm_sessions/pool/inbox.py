@@ -40,12 +40,15 @@ class Inbox:
 
     def __init__(self, lock: Lock, limit: int) -> None:
         self._messages: collections.deque[dict[str, Any]] = collections.deque()
-        self.arrived = threading.Condition(lock)
+        self.arrived: threading.Condition = threading.Condition(lock)
         self.limit = limit
-        self.full = self.over = self.ours = False
+        self.full: bool = False
+        self.over: bool = False
+        self.ours: bool = False
         self.error: Exception | None = None
-        self.dropped = self.takers = 0
-        self.newest = float("-inf")
+        self.dropped: int = 0
+        self.takers: int = 0
+        self.newest: float = float("-inf")
 
     def __len__(self) -> int:
         return len(self._messages)

@@ -20,7 +20,10 @@ class Listener:
     __slots__ = ("callback", "internal", "once", "owner")
 
     def __init__(self, callback: Callback, once: bool, owner: object = None, internal: bool = False) -> None:
-        self.callback, self.once, self.owner, self.internal = callback, once, owner, internal
+        self.callback: Callback = callback
+        self.once: bool = once
+        self.owner: object = owner
+        self.internal: bool = internal
 
 
 class ListenerTable:
@@ -34,8 +37,8 @@ class ListenerTable:
         # Guards the changes. Rank 40.
         self._lock = make_lock("listeners", LEAF)
         self._by_name: dict[str, tuple[Listener, ...]] = {}
-        self.version = 0
-        self.want_messages = False  # some listen to messages, not only to state events
+        self.version: int = 0
+        self.want_messages: bool = False  # some listen to messages, not only to state events
 
     def add(
         self,

@@ -151,7 +151,7 @@ class SessionMachine(SessionReports):
             and not attempt.held
         ):
             self._cancel_attempt(effects, error)
-            self.last_error = error
+            self.last_error: Exception | None = error
             self._end_with(error)
             self._step(effects, Trigger.GAVE_UP, said(error))
 

@@ -17,8 +17,9 @@ from ..protocol.state import ONLINE, SessionState
 from .config import PoolConfig
 from .core import Standing
 from .listeners import Callback, ListenerTable
+from .listening import SessionId
 from .machine import SessionMachine
-from .pool import ConnectionPool, SessionId
+from .pool import ConnectionPool
 from .served import served_by_this_thread
 from .session import Session, encode, transmit
 from .sources import Endpoint, Target, TokenProvider

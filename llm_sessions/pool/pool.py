@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 import itertools
 import uuid
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, TypeVar
 
 from .._fork import OneProcess
 from .._logging import get_logger
@@ -22,6 +21,8 @@ from . import goodbye
 from .config import PoolConfig
 from .environment import Environment
 from .listeners import Callback, ListenerTable
+from .listening import ALL_SESSIONS, PoolEvents, SessionId
+from .listening import DEFAULT_SESSION as _DEFAULT
 from .machine import SessionMachine
 from .session import DEFAULT_TIMEOUT, Session, Timeout, check_timeout
 from .sources import Endpoint, TokenProvider, TokenSource, as_endpoint, as_provider, check_host
@@ -29,31 +30,14 @@ from .stats import Counts, PoolStats, added, pool_stats
 
 __all__ = ["ALL_SESSIONS", "ConnectionPool"]
 
-logger = get_logger("pool")
+logger: Final = get_logger("pool")
 
 F = TypeVar("F", bound=Callback)
-
-
-class _Marker(enum.Enum):
-    """Stand for session ids where a string names one session and None makes an id up."""
-
-    DEFAULT = "the pool's default session"
-    ALL = "all sessions"
-
-    def __repr__(self) -> str:
-        return f"<{self.value}>"
-
-
-ALL_SESSIONS: Final = _Marker.ALL
-"""For `on(…, session_id=ALL_SESSIONS)`: the events of every session of the pool."""
-
-_DEFAULT: Final = _Marker.DEFAULT
-SessionId = str | _Marker
 
 _numbers = itertools.count(1)
 
 
-class ConnectionPool(OneProcess):
+class ConnectionPool(PoolEvents[SessionId], OneProcess):
     """Many data channel sessions at once, keyed by session id.
 
     Nothing starts before the first `connect`. Every method is safe to call from any thread and from any
@@ -86,7 +70,7 @@ class ConnectionPool(OneProcess):
             raise ConfigurationError("name", f"must be a string or None, not {type(name).__name__}")
         provider = None if token is None else as_provider(token)
         self._default_id = check_session_id(default_session_id, "default_session_id")
-        self.name = name if name is not None else f"pool-{next(_numbers)}"
+        self.name: str = name if name is not None else f"pool-{next(_numbers)}"
         # Guards the dict and the closed flag. Rank 10: dict work only; no more is called under it than
         # `SessionMachine.forget`.
         self._lock = make_lock("pool", POOL)
@@ -360,46 +344,6 @@ class ConnectionPool(OneProcess):
         return pool_stats(self.name, [one.stats() for one in machines], forgotten, threads, abandoned)
 
     # -- events -------------------------------------------------------------------------------------------
-
-    @overload
-    def on(self, event: str, callback: F, *, session_id: SessionId = ...) -> F: ...
-    @overload
-    def on(self, event: str, *, session_id: SessionId = ...) -> Callable[[F], F]: ...
-
-    def on(
-        self, event: str, callback: F | None = None, *, session_id: SessionId = _DEFAULT
-    ) -> F | Callable[[F], F]:
-        """Call `callback` with the payload of every such event; as a call or as a decorator.
-
-        Args:
-            event: `online`, `offline`, `offline.transient`, `offline.permanent`, `offline.replaced`,
-                `disconnected`, `connection_failed`, `sequence-mismatch`, `ping-pong-latency`,
-                `event:mercury_shutdown_imminent`, `…_switchover_complete`, `…_switchover_failed`; or
-                `event`, `event:<namespace>`, `event:<namespace>.<name>` for envelopes. With `:<session id>`
-                at its end, another session's.
-            callback: Takes the payload: an `Envelope`, or the event's own class. Runs on the session's
-                dispatcher thread; see `Session.on`.
-            session_id: Whose events; `ALL_SESSIONS` for everyone's. By default the pool's default session.
-
-        Returns:
-            The callback.
-
-        Raises:
-            ConfigurationError: If there is no such event, or the callback is not callable.
-            PoolClosed
-        """
-        return self._register(event, callback, session_id, once=False)
-
-    @overload
-    def once(self, event: str, callback: F, *, session_id: SessionId = ...) -> F: ...
-    @overload
-    def once(self, event: str, *, session_id: SessionId = ...) -> Callable[[F], F]: ...
-
-    def once(
-        self, event: str, callback: F | None = None, *, session_id: SessionId = _DEFAULT
-    ) -> F | Callable[[F], F]:
-        """Like `on`, for the next such event only."""
-        return self._register(event, callback, session_id, once=True)
 
     def _register(
         self, event: str, callback: F | None, session_id: SessionId, once: bool

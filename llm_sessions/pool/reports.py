@@ -269,7 +269,7 @@ class SessionReports(SessionCore):
                 self._warn(effects, "dropped", text, self._delivery.dropped)
             return room
         if isinstance(event, LatencyMeasured):
-            self.latency = event.seconds
+            self.latency: float | None = event.seconds
             self._emit(effects, "ping-pong-latency", Latency(self.session_id, event.seconds))
             effects.append(partial(self._log.debug, "latency %.1f ms", event.seconds * 1000))
         elif isinstance(event, SequenceGap):
@@ -394,7 +394,7 @@ class SessionReports(SessionCore):
             self.session_id, code, reason
         )
         error.__cause__ = ended.error
-        self.last_error = error
+        self.last_error: Exception | None = error
         if meaning in (CloseMeaning.TRANSIENT, CloseMeaning.UNAUTHORIZED):
             self._step(effects, Trigger.LOST, as_text(code, reason))
             self._emit_offline(effects, "transient", code, reason)

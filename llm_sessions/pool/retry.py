@@ -45,7 +45,7 @@ class Retries:
         """Start from the beginning: the session has been online for long enough."""
         self._steps = delays(self._config.backoff_initial, self._config.backoff_max)
         self._lost_before = False
-        self.failures = 0
+        self.failures: int = 0
 
     def after_failure(self) -> float:
         """Count a failed attempt and return the seconds to wait before the next."""

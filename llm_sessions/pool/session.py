@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import _json
 from .._fork import OneProcess
@@ -14,6 +14,7 @@ from ..protocol.closing import check_close
 from ..protocol.events import parse_event_name
 from ..protocol.state import ONLINE, SessionState
 from .config import check_count, check_seconds
+from .listening import SessionEvents
 from .messages import Messages
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def transmit(machine: SessionMachine, standing: Standing, payload: bytes) -> Non
     machine.count_sent()
 
 
-class Session(OneProcess):
+class Session(SessionEvents, OneProcess):
     """One session of a pool, from `ConnectionPool.connect` or `.session`; it lives as long as its pool.
 
     Disconnecting and connecting again keeps it and its listeners. Safe to use from any thread and from any
@@ -257,38 +258,6 @@ class Session(OneProcess):
         if session_id is not None and session_id != self.id:
             raise ConfigurationError("event", f"{event!r} is another session's; this one is {self.id!r}")
         return name
-
-    @overload
-    def on(self, event: str, callback: F) -> F: ...
-    @overload
-    def on(self, event: str) -> Callable[[F], F]: ...
-
-    def on(self, event: str, callback: F | None = None) -> F | Callable[[F], F]:
-        """Call `callback` with the payload of every such event of this session; also as a decorator.
-
-        Callbacks of a session run one after another, in the order of arrival, on the session's dispatcher
-        thread. One that raises is logged. They may call anything of this library.
-
-        Args:
-            event: See `ConnectionPool.on`; without a session id, or with this session's.
-            callback: Takes the payload.
-
-        Returns:
-            The callback.
-
-        Raises:
-            ConfigurationError: If there is no such event, or the callback is not callable.
-        """
-        return self._register(event, callback, once=False)
-
-    @overload
-    def once(self, event: str, callback: F) -> F: ...
-    @overload
-    def once(self, event: str) -> Callable[[F], F]: ...
-
-    def once(self, event: str, callback: F | None = None) -> F | Callable[[F], F]:
-        """Like `on`, for the next such event only."""
-        return self._register(event, callback, once=True)
 
     def _register(self, event: str, callback: F | None, once: bool) -> F | Callable[[F], F]:
         name = self._own_name(event)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 __all__ = ["Envelope", "apply_header_overrides", "sequence_number"]
 
@@ -24,8 +24,8 @@ class Envelope:
     __slots__ = ("raw", "session_id")
 
     def __init__(self, session_id: str, raw: Mapping[str, Any]) -> None:
-        self.session_id = session_id
-        self.raw = raw
+        self.session_id: str = session_id
+        self.raw: Mapping[str, Any] = raw
 
     @property
     def id(self) -> Any:
@@ -80,7 +80,7 @@ class Envelope:
             return NotImplemented
         return self.session_id == other.session_id and self.raw == other.raw
 
-    __hash__ = None  # type: ignore[assignment]  # equal by a mutable object
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # equal by a mutable object
 
     def __repr__(self) -> str:
         return f"<Envelope session={self.session_id!r} event_type={self.event_type!r} id={self.id!r}>"

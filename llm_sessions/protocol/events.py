@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from ..errors import ConfigurationError
 from ..session_ids import check_session_id
@@ -24,6 +24,7 @@ __all__ = [
     "Offline",
     "Online",
     "SequenceMismatch",
+    "StateEvent",
     "SwitchoverComplete",
     "SwitchoverFailed",
     "SwitchoverLoss",
@@ -154,23 +155,24 @@ class SwitchoverLoss:
     reason: str
 
 
-STATE_EVENTS: Final = frozenset(
-    {
-        "online",
-        "offline",
-        "offline.transient",
-        "offline.permanent",
-        "offline.replaced",
-        "disconnected",
-        "connection_failed",
-        "sequence-mismatch",
-        "ping-pong-latency",
-        "switchover-loss",
-        "event:mercury_shutdown_imminent",
-        "event:mercury_shutdown_switchover_complete",
-        "event:mercury_shutdown_switchover_failed",
-    }
-)
+StateEvent: TypeAlias = Literal[
+    "online",
+    "offline",
+    "offline.transient",
+    "offline.permanent",
+    "offline.replaced",
+    "disconnected",
+    "connection_failed",
+    "sequence-mismatch",
+    "ping-pong-latency",
+    "switchover-loss",
+    "event:mercury_shutdown_imminent",
+    "event:mercury_shutdown_switchover_complete",
+    "event:mercury_shutdown_switchover_failed",
+]
+"""The names in `STATE_EVENTS`, for type checkers."""
+
+STATE_EVENTS: Final[frozenset[str]] = frozenset(get_args(StateEvent))
 """Every event but those of envelopes: `event`, `event:<namespace>` and `event:<namespace>.<name>`."""
 
 _EVENT_TYPE = re.compile(r"[^\s:.]+(\.[^\s:]+)?")

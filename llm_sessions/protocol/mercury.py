@@ -165,10 +165,10 @@ class MercuryProtocol:
         self._closing_for = EndCause.LOCAL
         self._close_deadline: float | None = None
         self._retire_at: float | None = None
-        self.ready = False
+        self.ready: bool = False
         self.ended: Ended | None = None
         self.time_offset: float | None = None  # ms; our wall clock minus the server's
-        self.acks = 0
+        self.acks: int = 0
 
     @property
     def closing(self) -> bool:

@@ -80,7 +80,7 @@ class CaptionService:
         max_languages: int = 5,
         spoken_languages: Collection[str] = ("en", "es"),
     ) -> None:
-        self.service_id = str(uuid.uuid4())
+        self.service_id: str = str(uuid.uuid4())
         self._server = server
         self._allowed, self._spoken = list(allowed_languages), list(spoken_languages)
         self._max_languages = max_languages

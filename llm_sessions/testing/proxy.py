@@ -30,7 +30,7 @@ from llm_sessions.testing.proxy_lane import (
 
 __all__ = ["FaultProxy", "ProxiedConnection", "ProxyTimeout"]
 
-logger = logging.getLogger("llm_sessions.testing")
+logger: Final = logging.getLogger("llm_sessions.testing")
 
 Direction: TypeAlias = Literal["both", "to_server", "to_client"]
 
@@ -92,10 +92,10 @@ class FaultProxy(Managed):
         host: str = "127.0.0.1",
         seed: int | None = None,
     ) -> None:
-        self.seed = random.randrange(1 << 32) if seed is None else seed
+        self.seed: int = random.randrange(1 << 32) if seed is None else seed
         self.host = host
         self._engine = ProxyEngine(host, _resolve(target), self.seed)
-        self.port = self._engine.port
+        self.port: int = self._engine.port
         self._engine.start()
 
     def __repr__(self) -> str:

@@ -44,7 +44,7 @@ class ProxiedConnection:
 
     def __init__(self, number: int, lanes: Mapping[Way, Lane], lock: Lock) -> None:
         self.number = number
-        self.opened_at = time.monotonic()
+        self.opened_at: float = time.monotonic()
         self.closed_at: float | None = None
         self.ended_by: EndedBy | None = None
         self.error: OSError | None = None
@@ -213,9 +213,9 @@ class Relay(ProxiedConnection):
         """Give the sockets back; `reset` makes both peers see RST. Harmless after the end."""
         if self.stage == "closed":
             return
-        self.ended_by = self.ended_by or by
-        self.stage = "closed"
-        self.closed_at = time.monotonic()
+        self.ended_by: EndedBy | None = self.ended_by or by
+        self.stage: Stage = "closed"
+        self.closed_at: float | None = time.monotonic()
         for side in (self._client, self._server):
             if side is not None:
                 self._watch(side, 0)

@@ -15,7 +15,7 @@ from llm_sessions.testing.proxy_connection import Addresses, ProxiedConnection, 
 from llm_sessions.testing.proxy_lane import WAYS, Fault, FutureFaults, Lane, Way
 from llm_sessions.testing.server_stream import Waker, make_selector
 
-logger = logging.getLogger("llm_sessions.testing")
+logger: Final = logging.getLogger("llm_sessions.testing")
 
 BACKLOG: Final = 1024
 ACCEPT_PAUSE: Final = 0.05  # seconds to wait when the process is out of descriptors

@@ -79,10 +79,12 @@ class Lane:
     """
 
     def __init__(self, rng: random.Random, limit: int = HELD_LIMIT) -> None:
-        self.passed = self.dropped = self.held = 0
+        self.passed: int = 0
+        self.dropped: int = 0
+        self.held: int = 0
         self.ended: End | None = None
         self.over: End | None = None
-        self.lost = False
+        self.lost: bool = False
         self._rng, self._limit = rng, limit
         # What to pass on, each with the time when it may be; an End is always the last.
         self._queue: deque[tuple[float, memoryview | End]] = deque()

@@ -140,7 +140,8 @@ class RestService:
 
     def __init__(self, state: ServerState, base_url: str, websocket_url: Callable[[str], str]) -> None:
         self._state = state
-        self.base_url, self._websocket_url = base_url, websocket_url
+        self.base_url = base_url
+        self._websocket_url = websocket_url
         self.requests: list[RestRequest] = []
         self.datachannel_tokens: set[str] | None = None
         self._controls: dict[str, dict[str, Any]] = {}

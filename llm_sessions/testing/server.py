@@ -14,7 +14,7 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llm_sessions.testing import server_checks as checks
 from llm_sessions.testing._managed import Managed
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalServer", "RestRequest", "ServerConnection", "ServerTimeout", "make_token"]
 
-logger = logging.getLogger("llm_sessions.testing")
+logger: Final = logging.getLogger("llm_sessions.testing")
 
 Callback = TypeVar("Callback", bound=Callable[[ServerConnection, dict[str, Any]], object])
 
@@ -104,7 +104,7 @@ class LocalServer(Managed, RestVerbs):
         self._ssl_context = ssl_context
         self._outbox_limit, self._write_timeout = outbox_limit, write_timeout
         self._state = ServerState(Options(ready_event, strict, open_timeout), tokens)
-        self.violations = self._state.violations
+        self.violations: list[str] = self._state.violations
         self._connections: list[ServerConnection] = []  # guarded by the state's condition, like _closed
         self._closed = False
         self._listener = Listener(host, port, receive_buffer, self._welcome)

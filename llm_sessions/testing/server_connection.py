@@ -65,7 +65,7 @@ class ServerConnection:
         self.sent: list[dict[str, Any]] = []
         self.close_code: int | None = None
         self.close_reason: str | None = None
-        self.accepted_at = time.monotonic()
+        self.accepted_at: float = time.monotonic()
         self.closed_at: float | None = None
         self.error: Exception | None = None
         self.raw: socket.socket = stream.socket

@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import h11
 from wsproto import ConnectionType, WSConnection
@@ -25,7 +25,7 @@ from llm_sessions.testing.server_connection import ServerConnection
 from llm_sessions.testing.server_state import Fault, ServerState
 from llm_sessions.testing.server_stream import ServerStream
 
-logger = logging.getLogger("llm_sessions.testing")
+logger: Final = logging.getLogger("llm_sessions.testing")
 
 MAX_BODY = 1 << 20  # bytes of a request's body
 LINGER = 1.0  # seconds a peer has to end TCP after both close frames, so that what it still sends is seen
@@ -61,7 +61,8 @@ class Conversation(ServerConnection):
 
     def discard(self, error: Exception) -> None:
         """End a connection whose thread could not be started."""
-        self.error, self._thread = error, None
+        self.error: Exception | None = error
+        self._thread = None
         self._end()
 
     # --- the thread
@@ -89,7 +90,7 @@ class Conversation(ServerConnection):
         with self._state.condition:
             if self.close_code is None:
                 self.close_code, self.close_reason = 1006, ""
-            self.closed_at = time.monotonic()
+            self.closed_at: float | None = time.monotonic()
             self._state.changed()
 
     def _serve(self) -> None:
@@ -207,10 +208,10 @@ class Conversation(ServerConnection):
         )
         with self._state.condition:
             self.path = path
-            self.rest = not self._upgrading and bool(find_route(path)[0])
-            self.session = "" if self.rest else urllib.parse.unquote(path.rpartition("/")[2])
-            self.query = urllib.parse.parse_qs(query, keep_blank_values=True)
-            self.request_headers = [
+            self.rest: bool = not self._upgrading and bool(find_route(path)[0])
+            self.session: str = "" if self.rest else urllib.parse.unquote(path.rpartition("/")[2])
+            self.query: dict[str, list[str]] = urllib.parse.parse_qs(query, keep_blank_values=True)
+            self.request_headers: list[tuple[str, str]] = [
                 (name.decode(), value.decode("latin-1")) for name, value in request.headers
             ]
             self._request = request
@@ -316,7 +317,9 @@ class Conversation(ServerConnection):
         elif frame.opcode is Opcode.CLOSE and isinstance(payload, bytes):
             code, reason, problems = checks.decode_close(payload)
             with self._state.condition:
-                self.close_code, self.close_reason, self._close_payload = code, reason, payload
+                self.close_code: int | None = code
+                self.close_reason: str | None = reason
+                self._close_payload = payload
                 self._state.changed()
             for problem in problems:
                 self._violation(problem)
@@ -359,7 +362,8 @@ class Conversation(ServerConnection):
             return
         token = checks.bearer_token(obj)
         with self._state.condition:
-            self.authorization, self.token = obj, token
+            self.authorization: dict[str, Any] | None = obj
+            self.token: str | None = token
         rejection = self._state.take_rejection(self.session, upgrade=False)
         if rejection is not None:
             self.close(rejection.code, rejection.reason)

@@ -7,10 +7,11 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from llm_sessions.testing.server_stream import Waker, make_selector
 
-logger = logging.getLogger("llm_sessions.testing")
+logger: Final = logging.getLogger("llm_sessions.testing")
 
 BACKLOG = 1024  # 200 clients may connect in the same millisecond
 ACCEPT_PAUSE = 0.05  # seconds to wait when the process is out of descriptors

@@ -11,9 +11,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
-logger = logging.getLogger("llm_sessions.testing")
+logger: Final = logging.getLogger("llm_sessions.testing")
 
 FIRST_CLOSE_CODE = 1000  # `reject`: smaller numbers are HTTP statuses
 
@@ -61,8 +61,8 @@ class ServerState:
         self.options = options
         # Guards everything below and what connections record about their peer. Leaf: nothing is called
         # under it, neither a predicate nor a callback nor a socket.
-        self.condition = threading.Condition(threading.Lock())
-        self.tokens = None if tokens is None else set(tokens)
+        self.condition: threading.Condition = threading.Condition(threading.Lock())
+        self.tokens: set[str] | None = None if tokens is None else set(tokens)
         self.violations: list[str] = []
         self.callbacks: list[Callable[[Any, dict[str, Any]], object]] = []
         self._version = 0

@@ -9,7 +9,12 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import requests
-from requests.utils import get_environ_proxies, prepend_scheme_if_needed, select_proxy
+from requests.utils import (
+    get_environ_proxies,
+    prepend_scheme_if_needed,
+    select_proxy,
+    should_bypass_proxies,
+)
 
 from llm_sessions._logging import redact
 from llm_sessions.connection.proxies import ProxyAddress, check_setting, choose, parse_proxy
@@ -166,6 +171,10 @@ ENTRIES = st.sampled_from(
 NAMES = [name for variable in VARIABLES[:3] for name in (variable, variable.upper())]
 
 
+@pytest.mark.skipif(
+    should_bypass_proxies("http://ghost.test/", "host.test"),
+    reason="this version of requests takes ghost.test for one of host.test's names, newer ones do not",
+)
 @hypothesis.given(
     st.dictionaries(st.sampled_from(NAMES), PROXIES),
     st.dictionaries(st.sampled_from(["no_proxy", "NO_PROXY"]), st.lists(ENTRIES, max_size=3).map(",".join)),
