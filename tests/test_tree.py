@@ -41,6 +41,8 @@ WORLD = (
     *("time", "datetime", "random", "secrets", "uuid"),
 )
 FORBIDDEN_IMPORTS = ("asyncio", "gevent")
+# What is forbidden to a library is the program's business.
+THE_PROGRAMS = {"signal.signal": "cli/"}
 FORBIDDEN_NAMES = {
     "concurrent.futures.ThreadPoolExecutor": "its workers are joined at exit",
     "concurrent.futures.thread.ThreadPoolExecutor": "its workers are joined at exit",
@@ -272,6 +274,8 @@ def forbidden_things(files: dict[str, str]) -> list[str]:
             if name.split(".")[0] in FORBIDDEN_IMPORTS:
                 complaints.append(f"{path}:{line}: {name}: this library is threads only")
         for line, name in full_names(source):
+            if path.startswith(THE_PROGRAMS.get(name, "?")):
+                continue
             if name in FORBIDDEN_NAMES:
                 complaints.append(f"{path}:{line}: {name}: {FORBIDDEN_NAMES[name]}")
             elif name.endswith(".*"):
@@ -340,6 +344,13 @@ try: f()
 except Exception: logger.exception("f")
 """
     assert forbidden_things({"pool/pool.py": source}) == []
+
+
+def test_the_command_has_signal_handlers_and_does_not_sleep() -> None:
+    source = "import signal, time\nsignal.signal(2, print)"
+    assert forbidden_things({"cli/signals.py": source}) == []
+    assert len(forbidden_things({"testing/server.py": source})) == 1
+    assert len(forbidden_things({"cli/serve.py": "import time\ntime.sleep(1)"})) == 1
 
 
 def test_the_library_does_nothing_forbidden() -> None:

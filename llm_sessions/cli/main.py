@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from .._version import __version__
+from .parser import DemoOptions, Options, ServeOptions, parse
+from .statuses import Status, UsageError
+from .tokens import refuse_tokens
 
 __all__ = ["main"]
 
-_MISSING = 2  # exit status, as for a wrong argument
+_EXTRAS = {"demo": "testing,cli", "serve": "testing"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,33 +21,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None for `sys.argv`.
 
     Returns:
-        The exit status: 0 if all went well, 1 if it did not, 2 for wrong arguments or a missing extra, 130
-        after Ctrl-C.
+        The exit status; see `statuses`.
     """
-    parser = argparse.ArgumentParser(
-        prog="llm-sessions",
-        description="Webex data channels (LLM: Low Latency Mercury) from the command line.",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser(
-        "demo",
-        help="show a webinar from join to leave, on a server in this process",
-        description="Join a webinar, be promoted to panelist and demoted again while captions come on both "
-        "channels, survive a dropped connection, leave, and join again. Needs no network. Ends by itself.",
-    )
-    demo.add_argument("--plain", action="store_true", help="no colours, also on a terminal")
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        from .demo import run_demo
-    except ImportError as exc:
-        print(f"llm-sessions demo needs {exc.name}: pip install 'llm-sessions[testing,cli]'", file=sys.stderr)
-        return _MISSING
-    try:
-        return run_demo(plain=options.plain)
-    except KeyboardInterrupt:
+        refuse_tokens(given)
+        return int(_run(parse(given)))
+    except UsageError as exc:
+        print(f"llm-sessions: {exc}", file=sys.stderr)
+        return Status.USAGE
+    except KeyboardInterrupt:  # before a command has its own way with it
         print("interrupted", file=sys.stderr)
-        return 130
+        return Status.INTERRUPTED
+
+
+def _run(options: Options) -> int:
+    """Run a command. Each is imported here, for it may need an extra that the others do not."""
+    if isinstance(options, DemoOptions):
+        try:
+            from .demo import run_demo
+        except ImportError as exc:
+            raise _missing("demo", exc) from exc
+        return run_demo(plain=options.plain)
+    if isinstance(options, ServeOptions):
+        try:
+            from .serve import run_serve
+        except ImportError as exc:
+            raise _missing("serve", exc) from exc
+        return run_serve(options)
+    from .listen import run_listen
+
+    return run_listen(options)
+
+
+def _missing(command: str, error: ImportError) -> UsageError:
+    return UsageError(f"{command} needs {error.name}: pip install 'llm-sessions[{_EXTRAS[command]}]'")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import sys
 from typing import Any
 
@@ -28,20 +29,38 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
     assert "usage: llm-sessions" in capsys.readouterr().err
 
 
+def test_t11_a_token_on_the_command_line_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["listen", "wss://h/", "--token", "s3cret"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("llm-sessions: --token: secrets are not taken from the command line")
+    assert "s3cret" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "extra"),
+    [("demo", "rich", "testing,cli"), ("demo", "h11", "testing,cli"), ("serve", "h11", "testing")],
+)
 def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    library: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real_import = builtins.__import__
 
-    def without_rich(name: str, *rest: Any, **more: Any) -> Any:
-        if name.startswith("rich"):
-            raise ImportError("no rich", name="rich")
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name.partition(".")[0] == library:
+            raise ImportError(f"no {library}", name=library)
         return real_import(name, *rest, **more)
 
-    monkeypatch.delitem(sys.modules, "llm_sessions.cli.demo", raising=False)
-    monkeypatch.setattr(builtins, "__import__", without_rich)
-    assert main(["demo"]) == 2
-    assert "needs rich: pip install 'llm-sessions[testing,cli]'" in capsys.readouterr().err
+    for module in [one for one in sys.modules if re.match(r"llm_sessions\.(testing|cli\.[bds])", one)]:
+        monkeypatch.delitem(sys.modules, module)
+    for module in [one for one in sys.modules if one.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert main([command]) == 2
+    assert f"{command} needs {library}: pip install 'llm-sessions[{extra}]'" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
