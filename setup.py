@@ -50,6 +50,12 @@ DOCS = [
     "myst-parser>=3",
     "furo>=2024.1.29",
 ]
+PROMETHEUS = ["prometheus-client>=0.20"]
+EXAMPLES = [
+    *TESTING,  # they talk to the LocalServer
+    "pytest>=8",  # one is a test file
+    "flask>=3.0",  # one is a web application: what most legacy services have around such a client
+]
 BENCH = [
     "trustme>=1.1",
     *SPEED,
@@ -61,6 +67,8 @@ SUITE = [
     *SPEED,
     *CLI,
     *SOCKS,
+    *PROMETHEUS,
+    *EXAMPLES,  # each is run by a test
     *BENCH,  # the benchmarks have tests
     *DOCS,  # and so has the documentation
     "coverage>=7.10",
@@ -115,7 +123,8 @@ setup(
         "speed": SPEED,
         "cli": CLI,
         "socks": SOCKS,
-        "examples": [*TESTING, "pytest>=8"],  # they talk to the LocalServer, and one is a test file
+        "prometheus": PROMETHEUS,
+        "examples": EXAMPLES,
         "bench": BENCH,
         "docs": DOCS,
         "suite": SUITE,  # what `make compat` tests with: DEV's type checkers are larger than all of it

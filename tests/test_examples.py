@@ -1,17 +1,33 @@
-"""Every example runs by itself, ends, and shows what it says."""
+"""Every example runs by itself, ends, and shows what it says; programs do what they promise."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import json
 import os
+import re
+import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from tests.support import LONG
+from llm_sessions.testing.server import LocalServer
+from tests.documents import ROOT, read, table_rows
+from tests.processes.script import Script
+from tests.support import LONG, eventually, run_together
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+FOLDER = ROOT / "examples"
+EXAMPLES = sorted(FOLDER.glob("*.py"))
 
 EXPECTED = {
     "mercury_bot.py": [
@@ -52,19 +68,413 @@ EXPECTED = {
         "online:   ['llm-default-session']",
         "main:     and the main meeting goes on",
     ],
+    "plain_script.py": ["connected", "Welcome, everyone.", "the server ended it: the meeting is over"],
+    "service.py": [
+        "INFO llm_sessions.pool session=captions state=online [captions] connecting -> online",
+        "INFO captions session=captions state=- caption: Welcome, everyone.",
+        "INFO llm_sessions.pool session=captions state=reconnecting [captions] online -> reconnecting: 1006",
+        "INFO captions session=captions state=- caption: And we are back.",
+        "INFO captions session=- state=- stopped: 4 messages, 1 reconnects",
+    ],
+    "flask_captions.py": [
+        "captions at first: []",
+        "captions: ['Welcome, everyone.', 'Can everybody hear me?']",
+        "state: online - messages: 3",
+    ],
+    "cron_job.py": ["collected: one, two"],
+    "sqlite_recorder.py": [
+        "6 new events in events.db",
+        "4 new events in events.db",
+        "main: one, two, three",
+        "practice: one, two, three",
+    ],
 }
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment without what would send an example to the real service."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("WEBEX_")}
+    return {**ours, "PYTHONPATH": str(ROOT), **variables}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example(path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WEBEX_")}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(path)],
         capture_output=True,
         text=True,
-        timeout=LONG,
-        env=environment,
+        timeout=2 * LONG,
+        env=environment(),
     )
     assert (done.returncode, done.stderr) == (0, "")
     for line in EXPECTED[path.name]:
         assert line in done.stdout
+
+
+def test_the_list_names_each_example_and_nothing_else() -> None:
+    rows = table_rows(read("examples/README.md"))
+    named = [re.fullmatch(r"\[(\w+\.py)\]\((\w+\.py)\)", row[0]) for row in rows]
+    assert all(found is not None and found[1] == found[2] for found in named)
+    names = [found[1] for found in named if found is not None]
+    assert sorted(names) == [path.name for path in EXAMPLES] and all(row[1] for row in rows)
+
+
+# As they are used in earnest: against a server that is not theirs
+
+
+class Running:
+    """An example that runs as a program of its own, with a server in this process."""
+
+    def __init__(self, name: str, *arguments: str, **variables: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(FOLDER / name), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(PYTHONUNBUFFERED="1", **variables),
+        )
+
+    def ends(self) -> tuple[int, str, str]:
+        """Wait for its end; return its exit status, and what it wrote to stdout and stderr."""
+        said, complaints = self.process.communicate(timeout=2 * LONG)
+        return self.process.returncode, said, complaints
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=LONG)
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    with LocalServer(tokens={"good"}) as server:
+        yield server
+    assert server.violations == []
+
+
+def in_earnest(server: LocalServer, token: str = "good") -> dict[str, str]:
+    return {"WEBEX_URL": server.url("captions"), "WEBEX_TOKEN": token}
+
+
+def say(server: LocalServer, *texts: str, session: str = "captions") -> None:
+    """Publish, and wait until the client has acknowledged it.
+
+    Its first acknowledgement says that it has heard of being authorized. What comes with that in one read is
+    lost if the client is told to disconnect before it knows that it is online.
+    """
+    server.wait_for(lambda: any(one.acks for one in server.live(session)), LONG)
+    for text in texts:
+        server.publish({"text": text}, session=session, id=f"{session}-{text}")
+    last = f"{session}-{texts[-1]}"
+    server.wait_for(lambda: any(last in one.acks for one in server.connections(session)), LONG)
+
+
+def wait_idle(pid: int) -> None:
+    """Wait until a process's main thread waits: a signal that comes just before it does is heard after."""
+    looks, before, status = 0, "", Path(f"/proc/{pid}/status")
+
+    def idle() -> bool:
+        nonlocal looks, before
+        now = "".join(re.findall(r"(?m)^(?:State|.*ctxt_switches):.*", status.read_text()))
+        looks, before = (looks + 1 if now == before and "sleeping" in now else 0), now
+        return looks >= 50
+
+    eventually(idle)
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """The URL of a port that is taken, and that nothing listens on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"ws://127.0.0.1:{bound.getsockname()[1]}/captions"
+
+
+def test_the_script_is_refused(server: LocalServer) -> None:
+    with Running("plain_script.py", **in_earnest(server, "bad")) as script:
+        status, said, complaints = script.ends()
+    assert (status, said) == (1, "") and complaints.startswith("no captions: ")
+    assert "Traceback" not in complaints
+
+
+def test_ctrl_c_ends_the_script(server: LocalServer) -> None:
+    with Running("plain_script.py", **in_earnest(server)) as script:
+        assert script.process.stdout is not None
+        assert script.process.stdout.readline() == "connected\n"
+        say(server, "hello")
+        assert script.process.stdout.readline() == "hello\n"
+        wait_idle(script.process.pid)
+        script.process.send_signal(signal.SIGINT)
+        assert script.ends() == (0, "bye\n", "")
+    assert server.connections("captions")[0].close_code == 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_service_stops_cleanly(server: LocalServer, number: int) -> None:
+    with Running("service.py", **in_earnest(server)) as service:
+        say(server, "one", "two")
+        service.process.send_signal(number)
+        status, said, complaints = service.ends()
+    assert (status, complaints) == (0, "")
+    assert "caption: one" in said and "caption: two" in said, "what was received is delivered first"
+    assert said.splitlines()[-1].startswith("INFO captions session=- state=- stopped: ")
+    assert [one.close_code for one in server.connections()] == [1000]
+
+
+def test_the_service_stops_while_nothing_is_there(nowhere: str) -> None:
+    with Running("service.py", WEBEX_URL=nowhere, WEBEX_TOKEN="good") as service:
+        assert service.process.stdout is not None
+        while "attempt 1 failed" not in (line := service.process.stdout.readline()):
+            assert line, "it ended"
+        service.process.send_signal(signal.SIGTERM)
+        status, said, complaints = service.ends()
+    assert (status, complaints) == (0, "") and "stopped: 0 messages" in said
+
+
+def test_the_service_says_why_it_cannot_go_on(server: LocalServer) -> None:
+    wrong = {"WEBEX_URL": "http://example.com", "WEBEX_TOKEN": "good"}
+    for variables, expected in ((in_earnest(server, "bad"), 77), (wrong, 78), ({"WEBEX_URL": "ws://x"}, 78)):
+        with Running("service.py", **variables) as service:
+            status, said, complaints = service.ends()
+        assert (status, complaints) == (expected, "")
+        assert said.splitlines()[-1].startswith("ERROR captions "), said
+    with Running("service.py", **in_earnest(server)) as service:
+        say(server, "one")
+        server.close_session(code=4001, reason="gone")
+        status, said, complaints = service.ends()
+    assert (status, complaints) == (69, "") and "the session ended for good: " in said
+
+
+def test_the_job_collects_for_its_time(server: LocalServer, tmp_path: Path) -> None:
+    output = tmp_path / "captions.jsonl"
+    for count in (1, 2):
+        arguments = ("--seconds", "0.5", "--output", str(output))
+        with Running("cron_job.py", *arguments, **in_earnest(server)) as job:
+            say(server, "hello")
+            assert job.ends() == (0, "", "")
+        texts = [json.loads(line)["text"] for line in output.read_text().splitlines()]
+        assert texts == ["hello"] * count, "later runs append"
+        assert server.connections("captions")[-1].close_code == 1000
+
+
+def test_the_job_says_what_went_wrong(server: LocalServer, tmp_path: Path) -> None:
+    output = tmp_path / "captions.jsonl"
+    arguments = ("--seconds", "60", "--output", str(output))
+    with Running("cron_job.py", *arguments, **in_earnest(server)) as first:
+        say(server, "hello")
+        with Running("cron_job.py", *arguments, **in_earnest(server)) as second:
+            assert second.ends() == (75, "", "another run is at work\n")
+        server.close_session(code=4001, reason="gone")
+        status, said, complaints = first.ends()
+    assert (status, said) == (1, "") and "4001 gone" in complaints and "Traceback" not in complaints
+    assert json.loads(output.read_text())["text"] == "hello", "what came before is kept"
+
+    with Running("cron_job.py", *arguments, **in_earnest(server, "bad")) as refused:
+        status, said, complaints = refused.ends()
+    assert (status, said) == (1, "") and "4401" in complaints and "Traceback" not in complaints
+    with Running("cron_job.py", **in_earnest(server)) as wrong:
+        assert wrong.ends()[0] == 2
+    with Running("cron_job.py", *arguments, WEBEX_URL="http://example.com", WEBEX_TOKEN="x") as wrong:
+        assert wrong.ends()[0] == 2
+
+
+def test_a_job_that_was_killed_leaves_no_lock_and_no_half_line(server: LocalServer, tmp_path: Path) -> None:
+    output = tmp_path / "captions.jsonl"
+    arguments = ("--output", str(output), "--seconds", "60", "--count", "2")
+    with Running("cron_job.py", *arguments, **in_earnest(server)) as job:
+        say(server, "one")
+        eventually(lambda: output.read_text().endswith("\n"))
+        job.process.kill()
+        job.process.wait(LONG)
+    server.wait_for(lambda: not server.live(), LONG)
+    with Running("cron_job.py", *arguments, **in_earnest(server)) as job:
+        say(server, "two", "three")
+        assert job.ends() == (0, "", "")
+    assert [json.loads(line)["text"] for line in output.read_text().splitlines()] == ["one", "two", "three"]
+
+
+def recorded(file: Path) -> list[tuple[str, str]]:
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        query = "SELECT session, raw FROM events WHERE event_type = 'relay.event' ORDER BY rowid"
+        return [(session, json.loads(raw)["data"]["text"]) for session, raw in database.execute(query)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_recorder_loses_nothing_when_it_is_stopped(
+    server: LocalServer, tmp_path: Path, number: int
+) -> None:
+    file = tmp_path / "events.db"
+    texts = [str(n) for n in range(2000)]
+    variables = {**in_earnest(server), "PRACTICE_URL": server.url("practice")}
+    with Running("sqlite_recorder.py", str(file), **variables) as recorder:
+        for session in ("captions", "practice"):
+            say(server, *texts, session=session)
+        recorder.process.send_signal(number)
+        status, said, complaints = recorder.ends()
+    assert (status, said, complaints) == (0, "4002 new events in events.db\n", ""), "and two that say ready"
+    for session in ("main", "practice"):
+        assert [text for name, text in recorded(file) if name == session] == texts
+
+
+def test_the_recorder_goes_on_with_its_file_and_keeps_each_event_once(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "events.db"
+    for texts in (("one", "two"), ("two", "three")):
+        with Running("sqlite_recorder.py", str(file), **in_earnest(server)) as recorder:
+            say(server, *texts)
+            server.close_session(code=4001, reason="gone")
+            status, _, complaints = recorder.ends()
+            assert status == 1 and "4001 gone" in complaints and "Traceback" not in complaints
+    assert recorded(file) == [("main", "one"), ("main", "two"), ("main", "three")]
+
+
+def test_one_session_that_ends_does_not_end_the_recording_of_the_other(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "events.db"
+    variables = {**in_earnest(server), "PRACTICE_URL": server.url("practice")}
+    with Running("sqlite_recorder.py", str(file), **variables) as recorder:
+        say(server, "bye", session="practice")
+        server.close_session("practice", code=4001, reason="gone")
+        say(server, "still here")
+        recorder.process.send_signal(signal.SIGTERM)
+        assert recorder.ends()[0] == 0
+    assert sorted(recorded(file)) == [("main", "still here"), ("practice", "bye")]
+
+
+def test_the_recorder_says_how_it_is_used_and_what_a_file_is_not(server: LocalServer, tmp_path: Path) -> None:
+    with Running("sqlite_recorder.py", **in_earnest(server)) as recorder:
+        status, said, complaints = recorder.ends()
+    assert (status, said) == (2, "") and complaints.startswith("usage: ")
+    (tmp_path / "text.db").write_text("not a database, but a text that is long enough to be told from one")
+    with Running("sqlite_recorder.py", str(tmp_path / "text.db"), **in_earnest(server)) as recorder:
+        status, said, complaints = recorder.ends()
+    assert (status, said) == (1, "") and complaints.endswith("file is not a database\n")
+
+
+def test_the_recorder_ends_when_it_cannot_write(server: LocalServer, tmp_path: Path) -> None:
+    file = tmp_path / "events.db"
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        columns = "session TEXT, id TEXT, received_at REAL, event_type TEXT, raw TEXT"
+        database.execute(f"CREATE TABLE events ({columns}, UNIQUE (session, id))")
+        database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON events WHEN NEW.id = 'captions-last' "
+            "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        )
+    with Running("sqlite_recorder.py", str(file), **in_earnest(server)) as recorder:
+        say(server, "first")
+        eventually(lambda: recorded(file) == [("main", "first")])
+        for name in ("last", *map(str, range(7000))):  # more than the queue takes
+            server.publish({"text": name}, session="captions", id=f"captions-{name}")
+        status, said, complaints = recorder.ends()
+    assert (status, said) == (1, "") and complaints.endswith("the disk is full\n")
+    assert recorded(file) == [("main", "first")], "a transaction is written whole or not at all"
+
+
+# The web application
+
+
+@pytest.fixture
+def flask_captions() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("flask_captions", FOLDER / "flask_captions.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_application_with_the_test_client(server: LocalServer, flask_captions: ModuleType) -> None:
+    captions = flask_captions.Captions(server.url("captions"), "good", keep=2)
+    app = flask_captions.create_app(captions)
+    assert captions.stats() is None and server.connections() == [], "nothing happens before a request"
+    client = app.test_client()
+    try:
+        assert client.get("/captions").json == {"captions": []}
+        say(server, "one", "two", "three")
+        eventually(lambda: client.get("/captions").json == {"captions": ["two", "three"]})
+        answer = client.get("/stats")
+        assert answer.status_code == 200
+        assert (answer.json["name"], answer.json["messages_in"]) == ("captions", 4)
+        assert answer.json["sessions"]["captions"]["state"] == "online"
+        assert len(server.connections()) == 1, "one pool for all requests"
+    finally:
+        captions.close()
+    captions.close()
+
+
+def test_requests_do_not_wait_for_a_network_that_is_not_there(
+    flask_captions: ModuleType, nowhere: str
+) -> None:
+    captions = flask_captions.Captions(nowhere, "good")
+    client = flask_captions.create_app(captions).test_client()
+    try:
+        assert run_together(8, lambda: client.get("/captions").status_code) == [200] * 8
+        assert captions.stats().sessions["captions"].messages_in == 0
+        assert len([one for one in threading.enumerate() if one.name == "connect"]) == 1
+    finally:
+        captions.close()
+    eventually(lambda: not any(one.name == "connect" for one in threading.enumerate()))
+
+
+def test_the_application_on_the_development_server(server: LocalServer) -> None:
+    command = ["-m", "flask", "--app", str(FOLDER / "flask_captions.py"), "run", "--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**in_earnest(server)),
+    )
+    assert process.stderr is not None
+    try:
+        while not (found := re.search(r"Running on (http://\S+)", line := process.stderr.readline())):
+            assert line, "it ended"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+        def ask(path: str) -> Any:
+            with opener.open(f"{found[1]}/{path}", timeout=LONG) as answer:
+                return json.load(answer)
+
+        assert ask("captions") == {"captions": []}
+        say(server, "hello")
+        eventually(lambda: ask("captions") == {"captions": ["hello"]})
+        assert ask("stats")["sessions"]["captions"]["messages_in"] == 2
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=LONG)
+        assert process.returncode == 0 and "Traceback" not in complaints
+    finally:
+        process.kill()
+        process.communicate(timeout=LONG)
+    assert server.connections()[0].close_code == 1000, "a goodbye at exit"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_each_worker_that_is_forked_after_the_application_was_made_has_a_pool(server: LocalServer) -> None:
+    code = """
+    import sys
+    sys.path.insert(0, "examples")
+    from flask_captions import create_app
+
+    client = create_app().test_client()
+    children = []
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            assert client.get("/captions").status_code == 200
+            hear()
+            sys.exit(0)
+        children.append(pid)
+    say("forked")
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert statuses == [0, 0], statuses
+    """
+    with Script(server, code, env=in_earnest(server)) as script:
+        assert script.says() == "forked"
+        server.wait_for(lambda: len([one for one in server.live() if one.acks]) == 2, LONG)
+        server.publish({"text": "to all"}, id="to all")
+        server.wait_for(lambda: all("to all" in one.acks for one in server.connections()), LONG)
+        script.ends(within=LONG)
+    assert [one.close_code for one in server.connections()] == [1000, 1000]

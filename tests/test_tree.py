@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "llm_sessions"
 
 LEAVES = ("errors", "session_ids", "_sync", "_logging", "_json", "_version", "_fork")
-LAYERS = ("protocol", "connection", "pool", "datachannel", "meetings", "testing", "cli")  # upwards
+# Upwards.
+LAYERS = ("protocol", "connection", "pool", "datachannel", "meetings", "prometheus", "testing", "cli")
 IMPURE_LEAVES = ("_sync", "_logging", "_fork")
 # Fixtures for the tests of our users make what a user would, so they import the package as a user does.
 LIKE_A_USER = ("testing/pytest_plugin.py",)
@@ -35,6 +36,7 @@ ONLY_THERE = (
     (("h11", "wsproto", "trustme", "pytest"), r"testing/.*"),
     (("orjson",), r"_json\.py"),
     (("rich",), r"cli/.*"),
+    (("prometheus_client",), r"prometheus\.py"),
 )
 WORLD = (
     *("socket", "select", "selectors", "ssl", "threading", "subprocess", "os", "logging"),
@@ -145,7 +147,7 @@ def may_import(importer: str, target: str) -> bool:
     if importer == target or target == "leaf":
         return True
     if importer == "root":
-        return target not in ("testing", "cli")
+        return target not in ("prometheus", "testing", "cli")
     if importer == "cli":
         return True
     if "testing" in (importer, target) or target == "root" or importer == "leaf":
@@ -194,6 +196,8 @@ def upward_imports(files: dict[str, str]) -> list[str]:
         ("testing/pytest_plugin.py", "from ..pool.pool import ConnectionPool"),
         ("meetings/meeting.py", "from ..testing.server import LocalServer"),
         ("__init__.py", "from .testing import LocalServer"),
+        ("__init__.py", "from .prometheus import PoolCollector"),
+        ("meetings/meeting.py", "def late():\n    from ..prometheus import PoolCollector"),
         ("meetings/deep/er.py", "from ...cli import main"),
         ("helpers.py", ""),
         ("extras/thing.py", ""),
@@ -249,6 +253,7 @@ def misplaced_imports(files: dict[str, str]) -> list[str]:
         ("protocol/mercury.py", "from time import monotonic"),
         ("protocol/mercury.py", "import os.path"),
         ("connection/stream.py", "import h11"),
+        ("pool/stats.py", "from prometheus_client import Counter"),
     ],
 )
 def test_misplaced_imports_are_found(path: str, source: str) -> None:

@@ -140,6 +140,10 @@ class Connection:
         except RuntimeError as exc:
             raise AttemptFailed(Failure.NETWORK, f"cannot start a reader thread: {exc}") from exc
 
+    def _about(self) -> dict[str, str]:
+        """Return what a log record says of this socket besides its text."""
+        return {"session_id": self._name.rpartition("#")[0]}
+
     # -- the reader -------------------------------------------------------------------------------------
 
     def _spawn(self, reader: Callable[[], None]) -> None:
@@ -171,9 +175,8 @@ class Connection:
         except StreamError:
             pass  # closed or aborted: `lost` says so
         except Exception as exc:
-            extra = {"session_id": self._name.rpartition("#")[0]}
             text = "[%s] the reader failed; this is a bug in llm_sessions"
-            logger.exception(text, self._name, extra=extra)
+            logger.exception(text, self._name, extra=self._about())
             error = exc
         finally:
             if self._reader == get_ident():
@@ -267,7 +270,8 @@ class Connection:
             return
         if logger.isEnabledFor(DEBUG):
             for item in items:
-                logger.debug("[%s] < %s", self._name, _shown(item) if isinstance(item, bytes) else item)
+                shown = _shown(item) if isinstance(item, bytes) else item
+                logger.debug("[%s] < %s", self._name, shown, extra=self._about())
         with self._lock:
             opening = not protocol.ready
             events = protocol.receive(items, self._clock(), time.time() * 1000)
@@ -337,7 +341,7 @@ class Connection:
         except StreamError as exc:
             raise LinkBroken("the connection ended before the message was written", started=True) from exc
         if logger.isEnabledFor(DEBUG):
-            logger.debug("[%s] > %s", self._name, _shown(payload))
+            logger.debug("[%s] > %s", self._name, _shown(payload), extra=self._about())
 
     def close(self, code: int | None, reason: str | None) -> None:
         protocol = self._protocol

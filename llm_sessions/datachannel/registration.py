@@ -153,7 +153,8 @@ class Registration(Endpoint):
         binding = reply.body.get("binding")
         if not isinstance(binding, str) or not binding:
             raise reply.unusable(self.session_id, "without a binding")
-        logger.info("[%s] registered at %s in %.3f s", self.session_id, self, reply.timing)
+        about = {"session_id": self.session_id}
+        logger.info("[%s] registered at %s in %.3f s", self.session_id, self, reply.timing, extra=about)
         return RegisteredTarget(
             subscribing_url(web_socket_url) if subscribing else web_socket_url,
             registration=self,
@@ -178,7 +179,8 @@ class Registration(Endpoint):
                 token = registrar.tokens.refresh(session_id, epoch=epoch, timeout=registrar.refresh_timeout)
                 fetched = True
             except TokenRefreshError as exc:
-                logger.warning("[%s] registers without a data channel token: %s", session_id, exc)
+                text = "[%s] registers without a data channel token: %s"
+                logger.warning(text, session_id, exc, extra={"session_id": session_id})
         if token is None:
             return None
         return DataChannelAuth(

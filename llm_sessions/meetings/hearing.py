@@ -201,7 +201,9 @@ class Hearing:
             with self._lock:
                 due = self._repeats.due("malformed")
             if due is not None:
-                logger.warning("[%s] a relay event cannot be read: %s", envelope.session_id, problem)
+                about = {"session_id": envelope.session_id}
+                text = "[%s] a relay event cannot be read: %s"
+                logger.warning(text, envelope.session_id, problem, extra=about)
 
     def _is_addressed(self, envelope: Envelope) -> bool:
         route = route_of(envelope)

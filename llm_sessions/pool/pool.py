@@ -72,7 +72,7 @@ class ConnectionPool(PoolEvents[SessionId], OneProcess):
         self._default_id = check_session_id(default_session_id, "default_session_id")
         self.name: str = name if name is not None else f"pool-{next(_numbers)}"
         # Guards the dict and the closed flag. Rank 10: dict work only; no more is called under it than
-        # `SessionMachine.forget`.
+        # `SessionMachine.forget` and `.stats`.
         self._lock = make_lock("pool", POOL)
         self._sessions: dict[str, tuple[Session, SessionMachine]] = {}
         self._made_up: set[str] = set()
@@ -338,10 +338,12 @@ class ConnectionPool(PoolEvents[SessionId], OneProcess):
         """
         self._env.check_process()
         with self._lock:
-            machines = [machine for _, machine in self._sessions.values()]
-            forgotten = self._past
+            # All of it: a session that is forgotten at this moment may still be counting, and what it says
+            # here must not be more than what it leaves behind.
+            sessions = [machine.stats() for _, machine in self._sessions.values()]
+            forgotten, made_up = self._past, frozenset(self._made_up)
         threads, abandoned = len(self._env.threads.alive()), self._env.abandoned()
-        return pool_stats(self.name, [one.stats() for one in machines], forgotten, threads, abandoned)
+        return pool_stats(self.name, sessions, forgotten, threads, abandoned, made_up)
 
     # -- events -------------------------------------------------------------------------------------------
 

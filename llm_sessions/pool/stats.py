@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from ..protocol.state import ONLINE, SessionState
 
@@ -79,6 +79,8 @@ class PoolStats(Counts):
     Attributes:
         name: The pool's.
         sessions: Every session's, by id. A dict of its own, so that the whole can be copied and pickled.
+        made_up: Those of their ids that the pool made up. It forgets these sessions once they are
+            disconnected, and no others.
         online: How many of them are online.
         threads: The pool's threads that run.
         queue_depth: Messages that wait in all queues together.
@@ -87,6 +89,7 @@ class PoolStats(Counts):
 
     name: str
     sessions: Mapping[str, SessionStats]
+    made_up: tuple[str, ...] = ()
     online: int
     threads: int
     queue_depth: int
@@ -100,7 +103,12 @@ def added(counts: Iterable[Counts]) -> Counts:
 
 
 def pool_stats(
-    name: str, sessions: Iterable[SessionStats], forgotten: Counts, threads: int, abandoned: int
+    name: str,
+    sessions: Iterable[SessionStats],
+    forgotten: Counts,
+    threads: int,
+    abandoned: int,
+    made_up: Collection[str] = (),
 ) -> PoolStats:
     """Put together what a pool says.
 
@@ -110,6 +118,7 @@ def pool_stats(
         forgotten: What the sessions counted that it does not have any more.
         threads: How many run.
         abandoned: Abandoned attempts, also of sessions that it does not have any more.
+        made_up: The ids that it made up.
     """
     by_id = {one.session_id: one for one in sessions}
     total = added([forgotten, *by_id.values()])
@@ -117,6 +126,7 @@ def pool_stats(
         **{counted: getattr(total, counted) for counted in COUNTED},
         name=name,
         sessions=by_id,
+        made_up=tuple(one for one in by_id if one in made_up),
         online=sum(one.state in ONLINE for one in by_id.values()),
         threads=threads,
         queue_depth=sum(one.queue_depth for one in by_id.values()),

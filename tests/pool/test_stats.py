@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -248,6 +249,47 @@ def test_what_forgotten_sessions_counted_stays_in_the_pools_sums(make: Make) -> 
         session.disconnect()
     assert dict(pool.stats().sessions) == {}
     assert (pool.stats().attempts, pool.stats().acks) == (3, 3)
+
+
+def test_the_ids_that_the_pool_made_up_are_named(make: Make) -> None:
+    pool, _ = make()
+    pool.connect(URL, "chosen")
+    made_up = pool.connect(URL, None)
+    assert pool.stats().made_up == (made_up.id,) and len(pool.stats().sessions) == 2
+    pool.disconnect("chosen")
+    made_up.disconnect()
+    assert pool.stats().made_up == () and list(pool.stats().sessions) == ["chosen"]
+
+
+def test_t0_a_session_that_is_forgotten_meanwhile_counts_no_more_than_it_leaves_behind(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the sums would shrink: here a sender is late to count its message."""
+    pool, _ = make()
+    session = pool.connect(URL, None)
+    machine = session._machine
+    gate, stats = Gate(), type(machine).stats
+    reading = threading.Event()
+
+    def late(self: object) -> SessionStats:
+        if reading.is_set():
+            reading.clear()
+            gate.pass_through()
+            machine.count_sent()
+        return stats(machine)
+
+    monkeypatch.setattr(type(machine), "stats", late)
+    reading.set()
+    first = Background(pool.stats)
+    gate.wait_arrived()
+    leaving = Background(session.disconnect)
+    eventually(lambda: session.state is S.IDLE)
+    leaving.thread.join(SHORT)  # it forgets the session, unless that has to wait
+    gate.open()
+    counted = first.result().messages_out
+    leaving.result()
+    assert session.id not in pool.stats().sessions
+    assert counted == pool.stats().messages_out == 1
 
 
 def test_stats_do_not_wait_for_a_session_that_is_busy(make: Make) -> None:

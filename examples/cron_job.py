@@ -1,0 +1,136 @@
+"""A job for cron: it collects captions for a while, and says by its exit status how that went.
+
+    python examples/cron_job.py
+
+runs against a server of its own. With WEBEX_URL and WEBEX_TOKEN in the environment it is a line of a crontab:
+
+    */10 * * * *  . $HOME/.webex.env; python3 cron_job.py --seconds 60 --count 100 --output captions.jsonl
+
+It prints nothing when all went well, so that cron sends no mail. It takes --seconds, half a minute to
+connect and five seconds to close at most; a run that finds another one at work leaves at once.
+
+Exit status: 0 if all went well, 1 if the session could not be connected or ended too soon (what was
+collected is kept), 2 for a wrong argument or setting, 75 if another run is at work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from llm_sessions import ConfigurationError, ConnectionPool, Envelope, Offline, SessionError
+
+CONNECT_SECONDS = 30.0
+
+
+class Busy(Exception):
+    """Another run is at work."""
+
+
+@contextlib.contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Keep other runs out. The lock is the kernel's: it is gone when the process is, however that ended.
+
+    Raises:
+        Busy: If another run holds it.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy from None
+        yield
+
+
+def collect(url: str, token: str, output: TextIO, seconds: float, count: int | None) -> int:
+    """Write captions to `output`, one a line; return how many.
+
+    Raises:
+        SessionError: If the session could not be connected, or ended for good before time or count were up.
+    """
+    arrived: queue.SimpleQueue[Envelope | Offline] = queue.SimpleQueue()
+    written = 0
+    with ConnectionPool(token) as pool:
+        session = pool.session("captions")
+        session.on("event:relay.event", arrived.put)
+        for ending in ("offline.permanent", "offline.replaced"):  # it reconnects by itself after any other
+            session.on(ending, arrived.put)
+        pool.connect(url, session.id, timeout=CONNECT_SECONDS)
+        deadline = time.monotonic() + seconds
+        while count is None or written < count:
+            try:
+                found = arrived.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if isinstance(found, Offline):
+                raise session.last_error or SessionError(session.id, "it ended")
+            line = {"id": found.id, "at": time.time(), "text": found.data.get("text")}
+            output.write(json.dumps(line, ensure_ascii=False) + "\n")
+            written += 1
+    return written
+
+
+def run(url: str, token: str, options: argparse.Namespace) -> int:
+    lock = options.output.with_name(f"{options.output.name}.lock")
+    try:
+        # Buffered by lines, so that a kill loses none.
+        with only_one(lock), options.output.open("a", buffering=1, encoding="utf-8") as output:
+            collect(url, token, output, options.seconds, options.count)
+    except Busy:
+        print("another run is at work", file=sys.stderr)
+        return os.EX_TEMPFAIL
+    except ConfigurationError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    except SessionError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Collect the captions of a session.")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to collect (%(default)s)")
+    parser.add_argument("--count", type=int, help="how many captions are enough")
+    parser.add_argument("--output", type=Path, help="the file that captions are appended to")
+    options = parser.parse_args(arguments)
+    if "WEBEX_URL" in os.environ:
+        if "WEBEX_TOKEN" not in os.environ or options.output is None:
+            parser.error("WEBEX_TOKEN and --output are needed")
+        return run(os.environ["WEBEX_URL"], os.environ["WEBEX_TOKEN"], options)
+    return rehearse(options)
+
+
+def rehearse(options: argparse.Namespace) -> int:
+    """Run against a server of our own that says three things, of which two are wanted."""
+    from llm_sessions.testing.server import LocalServer
+
+    def speak() -> None:
+        server.wait_live("captions")
+        for text in ("one", "two", "three"):
+            server.publish({"text": text}, session="captions")
+
+    with tempfile.TemporaryDirectory() as folder, LocalServer() as server:
+        options.output, options.count = Path(folder) / "captions.jsonl", 2
+        speaker = threading.Thread(target=speak)
+        speaker.start()
+        status = run(server.url("captions"), "any-token", options)
+        speaker.join()
+        texts = [json.loads(line)["text"] for line in options.output.read_text(encoding="utf-8").splitlines()]
+        print("collected:", ", ".join(texts))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
