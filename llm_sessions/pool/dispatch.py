@@ -19,22 +19,18 @@ import inspect
 import threading
 from collections.abc import Callable
 from logging import ERROR
-from typing import Any, Final
+from typing import Any
 
 from .. import _fork
 from .._logging import Repeats, SessionLogger, get_logger, guarded
 from .._sync import LEAF, ThreadGroup, make_lock
 from ..protocol.envelope import Envelope
-from ..protocol.events import names_of
-from .listeners import Listener, ListenerTable
+from .listeners import Listener, ListenerTable, Route
 
 __all__ = ["Dispatcher"]
 
-_MAX_ROUTES: Final = 1024  # event types that a dispatcher remembers; a server may invent them without end
-
 Batch = list[dict[str, Any]]
 StateEvent = tuple[str, object]
-Route = tuple[tuple[str, ListenerTable, Listener], ...]
 
 
 class _InChild(Exception):
@@ -154,7 +150,9 @@ class Dispatcher:
             return self._announce()
 
     def _is_for_anybody(self, message: dict[str, Any]) -> bool:
-        return any(table.named(name) for name in names_of(_event_type(message)) for table in self._tables)
+        event_type = _event_type(message)
+        own, shared = self._tables
+        return bool(own.route(event_type) or shared.route(event_type))
 
     def _wake(self) -> None:
         if self._not_empty is not None:
@@ -311,8 +309,6 @@ class Dispatcher:
             event_type = _event_type(message)
             route = routes.get(event_type)
             if route is None:
-                if len(routes) >= _MAX_ROUTES:
-                    routes = {}
                 route = routes[event_type] = self._route(event_type)
             if route:
                 envelope = Envelope(self._session_id, message)
@@ -322,12 +318,11 @@ class Dispatcher:
                     self._call(name, table, listener, envelope)
 
     def _route(self, event_type: object) -> Route:
-        return tuple(
-            (name, table, listener)
-            for name in names_of(event_type)
-            for table in self._tables
-            for listener in table.named(name)
-        )
+        own, shared = self._tables
+        route, others = own.route(event_type), shared.route(event_type)
+        if not others:
+            return route
+        return tuple(sorted((*route, *others), key=_how_special))
 
     def _call(self, name: str, table: ListenerTable, listener: Listener, argument: object) -> None:
         if listener.once and not table.claim(name, listener):
@@ -341,6 +336,10 @@ class Dispatcher:
             guarded(self._log.thinned(self._repeats, kind, ERROR, text, name, exc_info=True))
         if _fork.generation() != self._process:
             raise _InChild
+
+
+def _how_special(entry: tuple[str, ListenerTable, Listener]) -> int:
+    return len(entry[0])  # `event`, then `event:<namespace>`, then `event:<namespace>.<name>`
 
 
 def _event_type(message: dict[str, Any]) -> str | None:

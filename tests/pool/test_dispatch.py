@@ -12,8 +12,8 @@ import pytest
 
 from llm_sessions import ConfigurationError, _fork
 from llm_sessions._sync import Deadline, ThreadGroup
-from llm_sessions.pool.dispatch import _MAX_ROUTES, Dispatcher
-from llm_sessions.pool.listeners import ListenerTable
+from llm_sessions.pool.dispatch import Dispatcher
+from llm_sessions.pool.listeners import _MAX_ROUTES, ListenerTable
 from tests.support import LONG, Background, Gate, Recorder, eventually, run_together
 
 
