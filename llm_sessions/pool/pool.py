@@ -256,7 +256,6 @@ class ConnectionPool(OneProcess):
         for machine, ticket in tickets:
             machine.wait_disconnected(ticket, deadline.left())
             machine.dispatcher.stop()
-        self._env.watch.stop()
         self._join(deadline)
 
     def part(self) -> list[tuple[SessionMachine, int | None]]:
@@ -377,8 +376,8 @@ class ConnectionPool(OneProcess):
                 `event:mercury_shutdown_imminent`, `…_switchover_complete`, `…_switchover_failed`; or
                 `event`, `event:<namespace>`, `event:<namespace>.<name>` for envelopes. With `:<session id>`
                 at its end, another session's.
-            callback: Takes the payload: an `Envelope`, or the event's own class. Runs on the session's
-                dispatcher thread; see `Session.on`.
+            callback: Takes the payload: an `Envelope`, or the event's own class. A session's callbacks run
+                one after another, not always on the same thread; see `Session.on`.
             session_id: Whose events; `ALL_SESSIONS` for everyone's. By default the pool's default session.
 
         Returns:

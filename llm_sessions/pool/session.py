@@ -172,7 +172,7 @@ class Session(OneProcess):
             ConnectCancelled: If the session was disconnected by us, and nothing is left to return. A session
                 that was never connected is waited for.
             SessionError: The session's error, if it has ended for good and nothing is left to return.
-            LocalProtocolError: If called on the session's own dispatcher, connector or reader thread.
+            LocalProtocolError: If called in a callback of the session, or on its connector or reader thread.
             PoolClosed
         """
         seconds = check_timeout(timeout, None)
@@ -194,7 +194,7 @@ class Session(OneProcess):
 
         Raises:
             ConfigurationError: If an argument cannot be used.
-            LocalProtocolError: If called on the session's own dispatcher, connector or reader thread.
+            LocalProtocolError: If called in a callback of the session, or on its connector or reader thread.
             PoolClosed
         """
         seconds = check_timeout(timeout, None)
@@ -266,8 +266,9 @@ class Session(OneProcess):
     def on(self, event: str, callback: F | None = None) -> F | Callable[[F], F]:
         """Call `callback` with the payload of every such event of this session; also as a decorator.
 
-        Callbacks of a session run one after another, in the order of arrival, on the session's dispatcher
-        thread. One that raises is logged. They may call anything of this library.
+        Callbacks of a session run one after another, in the order of arrival, but not always on the same
+        thread: keep nothing in thread-locals from one call to the next. One that raises is logged. They may
+        call anything of this library, and block: the connection does not wait for them.
 
         Args:
             event: See `ConnectionPool.on`; without a session id, or with this session's.
