@@ -36,7 +36,7 @@ class CaptionBot:
     def __init__(self, pool: ConnectionPool, session_id: str = "captions", keep: int = 3) -> None:
         self._pool = pool
         self.session = pool.session(session_id)
-        # Listeners run on the session's own thread, everything else on the program's.
+        # Listeners run on a thread of the session's, everything else on the program's.
         self._lock = threading.Lock()
         self._captions: collections.deque[str] = collections.deque(maxlen=keep)
         self._times_online = 0

@@ -21,6 +21,7 @@ __all__ = [
     "Repeats",
     "SessionLogger",
     "get_logger",
+    "guarded",
     "know_secret",
     "one_line",
     "redact",
@@ -166,6 +167,15 @@ class Repeats:
     def forget(self) -> None:
         """Begin anew: the next of every kind makes a line."""
         self._seen.clear()
+
+
+def guarded(call: Callable[[], object]) -> None:
+    """Log by `call` on a thread that must go on even if a log handler of the user's raises."""
+    try:
+        call()
+    except BaseException:  # noqa: BLE001  # to be told where logging itself tells of it
+        if logging.raiseExceptions:
+            traceback.print_exc()
 
 
 class SessionLogger(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic only from 3.11 on

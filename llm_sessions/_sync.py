@@ -51,6 +51,9 @@ LEAF: Final = 40
 
 _FEW_THREADS: Final = 16
 
+_LOOK_AGAIN: Final = 0.05
+"""Seconds after which a callback that joins looks again whether the other thread has begun to call back."""
+
 _held = threading.local()
 _checking = False
 
@@ -231,17 +234,24 @@ class ThreadGroup:
     def join(self, deadline: Deadline) -> list[threading.Thread]:
         """Wait for all threads but the calling one; return those still alive at the deadline.
 
-        One of the group's own does not wait for those that run callbacks: two callbacks that join would wait
-        for each other. What a thread spawns while it is waited for is waited for too.
+        One of the group's own does not wait for those that run callbacks, also if they begin only now: two
+        callbacks that join would wait for each other. What a thread spawns while it is waited for is waited
+        for too.
         """
-        left_out = {threading.current_thread()}
-        if threading.current_thread() in self.alive():
-            with self._lock:
-                left_out |= set(self._calling_back) | self._lent.copy()
-        seen = set(left_out)
-        # One that another thread is about to start is not alive yet: it cannot be joined.
-        while found := [thread for thread in self.alive() if thread not in seen]:
-            for thread in found:
-                thread.join(deadline.left())
-            seen.update(found)
-        return [thread for thread in self.alive() if thread not in left_out]
+        me = threading.current_thread()
+        inside = me in self.alive()
+        while True:
+            # One that another thread is about to start is not alive yet: it cannot be joined.
+            found = [thread for thread in self.alive() if thread is not me]
+            if inside:
+                found = [thread for thread in found if not self._calls_back(thread)]
+            if not found or deadline.expired:
+                return found
+            left = deadline.left()
+            if inside:
+                left = _LOOK_AGAIN if left is None else min(left, _LOOK_AGAIN)
+            found[0].join(left)
+
+    def _calls_back(self, thread: threading.Thread) -> bool:
+        with self._lock:
+            return thread in self._lent or thread in self._calling_back

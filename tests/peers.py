@@ -348,7 +348,7 @@ class Links:
     def __init__(self, client_context: ssl.SSLContext) -> None:
         self._context = client_context
         self.threads = ThreadGroup()
-        self._made: list[Connection] = []
+        self.made: list[Connection] = []
 
     def make(
         self,
@@ -379,15 +379,15 @@ class Links:
                 **{"open_timeout": LONG, **request},
             ),
             owner,
-            f"test#{len(self._made)}",
+            f"test#{len(self.made)}",
             threads=self.threads,
             resolver=addresses if callable(addresses) else lambda host, port: list(addresses),
             clock=clock,
         )
-        self._made.append(link)
+        self.made.append(link)
         return link
 
     def close(self) -> None:
-        for link in self._made:
+        for link in self.made:
             link.abort()
         assert self.threads.join(Deadline(LONG)) == []

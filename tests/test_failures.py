@@ -1044,6 +1044,14 @@ def a_listener_raises() -> Stage:
     return stage
 
 
+def no_thread_relieves_a_reader() -> Stage:
+    stage = Stage()
+    link = stage.online()
+    link.relieve = raising(RuntimeError("can't start new thread"))  # type: ignore[method-assign]
+    assert stage.session._machine._relieve(link) is False
+    return stage
+
+
 def no_thread_is_left() -> Stage:
     stage = Stage()
     spawn = stage.pool._env.threads.spawn
@@ -1094,6 +1102,7 @@ RECORDS: dict[str, Callable[[], Stage]] = {
     "`message … came, … was due`": a_reader_reports(SequenceGap(7, 5)),
     "`a replaced socket ended with …, and may have had more to bring`": a_replaced_socket_breaks_off,
     "`dropped a message: …`": a_reader_reports(Dropped("not a JSON object but list")),
+    "`a listener takes long, and no thread can be started to read meanwhile: …`": no_thread_relieves_a_reader,
     "`the endpoint's rejected() raised`": an_endpoint_raises_when_told,
     "`a listener of … raised`": a_listener_raises,
     "`cannot start a dispatcher thread; events wait for the next`": no_thread_is_left,

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from llm_sessions._logging import (
     Repeats,
     SessionLogger,
     get_logger,
+    guarded,
     know_secret,
     one_line,
     redact,
@@ -550,3 +552,17 @@ def test_nothing_is_printed_for_programs_without_logging() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr) == ("ConnectError\n", "")
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_log_handler_that_raises_does_not_end_a_guarded_thread(
+    error: type[BaseException], raises: bool, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", raises)
+
+    def fail() -> None:
+        raise error("the log handler's")
+
+    guarded(fail)
+    assert ("the log handler's" in capsys.readouterr().err) is raises, "as logging itself tells of it"

@@ -375,3 +375,33 @@ def test_no_wake_up_of_a_latch_is_lost() -> None:
             assert all(call.result() is True for call in calls)
     finally:
         sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("limit", [None, LONG])
+def test_i97_one_of_the_groups_own_does_not_wait_for_those_that_begin_to_call_back(
+    limit: float | None,
+) -> None:
+    """Two callbacks that close the pool: the second begins when the first has begun to wait."""
+    group, gate, joining = ThreadGroup(), Gate(), threading.Event()
+    left: list[list[threading.Thread]] = []
+
+    class Announced(Deadline):
+        def left(self) -> float | None:
+            joining.set()
+            return super().left()
+
+    def reader() -> None:
+        assert joining.wait(LONG)
+        group.lend(threading.current_thread())
+        gate.pass_through()
+        group.give_back(threading.current_thread())
+
+    other = group.spawn(reader, "llm-reader")
+    inner = group.spawn(lambda: left.append(group.join(Announced(limit))), "llm-inner")
+    inner.join(LONG)
+    assert left == [[]] and not inner.is_alive() and other.is_alive()
+    gate.wait_arrived()
+    Background(lambda: left.append(group.join(Deadline(0)))).result()
+    assert left[1] == [other], "from outside it is waited for"
+    gate.open()
+    assert group.join(Deadline(LONG)) == [] and group._lent == set()

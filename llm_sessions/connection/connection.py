@@ -193,14 +193,16 @@ class Connection:
         # A reason is the server's words, and becomes part of errors and events: it may quote the token.
         ended = dataclasses.replace(ended, reason=redact(ended.reason), cause=cause)
         self._stream.release()
-        self._owner.link_ended(self, ended)
-        if self._asked_for:
-            self._owner.link_lent(self)  # nothing is left to read: there is nobody to relieve
+        try:
+            self._owner.link_ended(self, ended)
+        finally:  # also if a log handler raised: nobody else has been asked to deliver
+            if self._asked_for:
+                self._owner.link_lent(self)  # nothing is left to read: there is nobody to relieve
 
     def _read_until_over(self, protocol: MercuryProtocol) -> None:
         """Return when the conversation is over, or somebody else reads on."""
         while protocol.ended is None:
-            if self._asked_for and not self._hand_out():
+            if self._asked_for and not self._hand_out(protocol):
                 return
             now = self._clock()
             if self._full_since is not None:
@@ -219,20 +221,25 @@ class Connection:
             if due and (data is None or self._overdue > _MAX_OVERDUE_BYTES):
                 self._keep_time(protocol, now)
 
-    def _hand_out(self) -> bool:
+    def _hand_out(self, protocol: MercuryProtocol) -> bool:
         """Lend this thread to the owner; say whether it is the reader after that."""
         self._asked_for = False
         with self._lock:
             self._lent = True
+        # In this order: whoever ends the link now either sees that its reader is lent, or is seen here.
+        if protocol.closing or self._stream.ended:
+            self._relieve_now()
         goes_on = True
         try:
             goes_on = self._owner.link_lent(self)
         finally:
-            with self._lock:
-                if self._reader == get_ident():
-                    self._lent = False
-                    if not goes_on:
-                        self._reader = 0  # also not the one that ends it: the socket is the parent's
+            if not goes_on:
+                # Nor the one that ends it: the socket is the parent's, as is whoever may hold the lock.
+                self._reader = 0
+            else:
+                with self._lock:
+                    if self._reader == get_ident():
+                        self._lent = False
         return self._reader == get_ident()
 
     def _keep_time(self, protocol: MercuryProtocol, now: float) -> None:

@@ -119,6 +119,8 @@ class LinkOwner(Protocol):
     def link_reading(self, link: Link, *, lends: bool = False) -> None:
         """A reader begins. The first report: from now on its thread may not wait for the owner.
 
+        Again if another one relieves it, which reads from here on.
+
         Args:
             link: What it reads.
             lends: Whether it heeds `Link.lend`.

@@ -19,21 +19,22 @@ import inspect
 import threading
 from collections.abc import Callable
 from logging import ERROR
-from typing import Any, Final
+from typing import Any
 
-from .._logging import Repeats, SessionLogger, get_logger
+from .. import _fork
+from .._logging import Repeats, SessionLogger, get_logger, guarded
 from .._sync import LEAF, ThreadGroup, make_lock
 from ..protocol.envelope import Envelope
-from ..protocol.events import names_of
-from .listeners import Listener, ListenerTable
+from .listeners import Listener, ListenerTable, Route
 
 __all__ = ["Dispatcher"]
 
-_MAX_ROUTES: Final = 1024  # event types that a dispatcher remembers; a server may invent them without end
-
 Batch = list[dict[str, Any]]
 StateEvent = tuple[str, object]
-Route = tuple[tuple[str, ListenerTable, Listener], ...]
+
+
+class _InChild(Exception):
+    """A callback has forked, and this is the child."""
 
 
 class Dispatcher:
@@ -66,6 +67,7 @@ class Dispatcher:
         self._repeats = Repeats()  # of listeners that raise; the thread's own
         self._tables = (own, shared)
         self._threads = threads
+        self._process = _fork.generation()
         self._queue_size = queue_size
         self._has_room = has_room
         # Guards all below. Rank 40: nothing is called under it.
@@ -148,7 +150,9 @@ class Dispatcher:
             return self._announce()
 
     def _is_for_anybody(self, message: dict[str, Any]) -> bool:
-        return any(table.named(name) for name in names_of(_event_type(message)) for table in self._tables)
+        event_type = _event_type(message)
+        own, shared = self._tables
+        return bool(own.route(event_type) or shared.route(event_type))
 
     def _wake(self) -> None:
         if self._not_empty is not None:
@@ -221,8 +225,12 @@ class Dispatcher:
 
     # -- the thread ---------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Deliver on the calling thread, after `put_…` said so, until the queue is empty (see `stays`)."""
+    def run(self, *, lent: bool = False) -> None:
+        """Deliver on the calling thread, after `put_…` said so, until the queue is empty (see `stays`).
+
+        Args:
+            lent: Whether the thread is a socket's reader, and keeps its name.
+        """
         me = threading.current_thread()
         with self._lock:
             if self._taken:
@@ -230,6 +238,8 @@ class Dispatcher:
             self._taken = True
             # Here, not where it is started: a callback may close the pool before `spawn` has returned.
             self._thread = me
+            if not lent:
+                me.name = self._name
         self._threads.lend(me)
         try:
             while (entry := self._next()) is not None:
@@ -240,7 +250,9 @@ class Dispatcher:
                         self._count_off(size)
                 else:
                     self._announce_state(*entry)
-        except BaseException:  # a log handler's, about a listener's
+        except _InChild:
+            pass  # the rest is the parent's to deliver, and some thread of it may hold the lock
+        except BaseException:
             with self._lock:
                 self._done()  # so that the next event has somebody to deliver it
             raise
@@ -297,8 +309,6 @@ class Dispatcher:
             event_type = _event_type(message)
             route = routes.get(event_type)
             if route is None:
-                if len(routes) >= _MAX_ROUTES:
-                    routes = {}
                 route = routes[event_type] = self._route(event_type)
             if route:
                 envelope = Envelope(self._session_id, message)
@@ -308,12 +318,11 @@ class Dispatcher:
                     self._call(name, table, listener, envelope)
 
     def _route(self, event_type: object) -> Route:
-        return tuple(
-            (name, table, listener)
-            for name in names_of(event_type)
-            for table in self._tables
-            for listener in table.named(name)
-        )
+        own, shared = self._tables
+        route, others = own.route(event_type), shared.route(event_type)
+        if not others:
+            return route
+        return tuple(sorted((*route, *others), key=_how_special))
 
     def _call(self, name: str, table: ListenerTable, listener: Listener, argument: object) -> None:
         if listener.once and not table.claim(name, listener):
@@ -324,7 +333,13 @@ class Dispatcher:
         except BaseException as exc:  # noqa: BLE001  # it is logged
             who = listener.callback if inspect.isroutine(listener.callback) else type(listener.callback)
             kind, text = f"{name} {who.__qualname__} {type(exc).__name__}", "a listener of %r raised"
-            self._log.thinned(self._repeats, kind, ERROR, text, name, exc_info=True)()
+            guarded(self._log.thinned(self._repeats, kind, ERROR, text, name, exc_info=True))
+        if _fork.generation() != self._process:
+            raise _InChild
+
+
+def _how_special(entry: tuple[str, ListenerTable, Listener]) -> int:
+    return len(entry[0])  # `event`, then `event:<namespace>`, then `event:<namespace>.<name>`
 
 
 def _event_type(message: dict[str, Any]) -> str | None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from .._sync import LEAF, make_lock
 from ..errors import ConfigurationError
-from ..protocol.events import STATE_EVENTS
+from ..protocol.events import STATE_EVENTS, names_of
 
-__all__ = ["Callback", "Listener", "ListenerTable"]
+__all__ = ["Callback", "Listener", "ListenerTable", "Route"]
 
 Callback = Callable[[Any], object]
+Route: TypeAlias = "tuple[tuple[str, ListenerTable, Listener], ...]"
+
+_MAX_ROUTES: Final = 1024  # event types that a table remembers; a server may invent them without end
 
 
 class Listener:
@@ -37,6 +40,7 @@ class ListenerTable:
         # Guards the changes. Rank 40.
         self._lock = make_lock("listeners", LEAF)
         self._by_name: dict[str, tuple[Listener, ...]] = {}
+        self._routes: dict[object, Route] = {}  # by event type; forgotten with every change
         self.version: int = 0
         self.want_messages: bool = False  # some listen to messages, not only to state events
 
@@ -117,11 +121,24 @@ class ListenerTable:
             self._by_name[name] = kept
         else:
             self._by_name.pop(name, None)
+        self._routes = {}  # another dict: whoever computes a route at this moment keeps it in the old one
         self.want_messages = any(one not in STATE_EVENTS for one in self._by_name)
 
     def has(self, name: str, listener: Listener) -> bool:
         """Say whether a registration is still there: an earlier listener may have taken it back."""
         return any(one is listener for one in self.named(name))
+
+    def route(self, event_type: object) -> Route:
+        """Return the listeners that get a message with this `data.eventType`, in order."""
+        routes = self._routes
+        route = routes.get(event_type)
+        if route is None:
+            if len(routes) >= _MAX_ROUTES:
+                routes.clear()
+            route = routes[event_type] = tuple(
+                (name, self, listener) for name in names_of(event_type) for listener in self.named(name)
+            )
+        return route
 
     def named(self, name: str) -> tuple[Listener, ...]:
         """Return the listeners of an event, in the order of their registration."""

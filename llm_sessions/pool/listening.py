@@ -209,12 +209,13 @@ class PoolEvents(Generic[Whose]):
 
         Args:
             event: `online`, `offline`, `offline.transient`, `offline.permanent`, `offline.replaced`,
-                `disconnected`, `connection_failed`, `sequence-mismatch`, `ping-pong-latency`,
-                `event:mercury_shutdown_imminent`, `…_switchover_complete`, `…_switchover_failed`; or
+                `disconnected`, `connection_failed`, `sequence-mismatch`, `switchover-loss`,
+                `ping-pong-latency`, `event:mercury_shutdown_imminent`, `…_switchover_complete`, `…_switchover_failed`; or
                 `event`, `event:<namespace>`, `event:<namespace>.<name>` for envelopes. With `:<session id>`
                 at its end, another session's; type checkers understand `session_id` better.
-            callback: Takes the payload: an `Envelope`, or the event's own class. Runs on the session's
-                dispatcher thread; see `Session.on`. None to use this as a decorator.
+            callback: Takes the payload: an `Envelope`, or the event's own class. A session's callbacks run
+                one after another, not always on the same thread; see `Session.on`. None to use this as a
+                decorator.
             session_id: Whose events; `ALL_SESSIONS` for everyone's. By default those of the session that
                 `event` names, or of the default one.
 
@@ -331,8 +332,9 @@ class SessionEvents:
     def on(self, event: str, callback: Callback | None = None) -> Any:
         """Call `callback` with the payload of every such event of this session; also as a decorator.
 
-        Callbacks of a session run one after another, in the order of arrival, on the session's dispatcher
-        thread. One that raises is logged. They may call anything of this library.
+        Callbacks of a session run one after another, in the order of arrival, but not always on the same
+        thread: keep nothing in thread-locals from one call to the next. One that raises is logged. They may
+        call anything of this library, and block: the connection does not wait for them.
 
         Args:
             event: See `ConnectionPool.on`; without a session id, or with this session's.

@@ -240,7 +240,6 @@ class ConnectionPool(PoolEvents[SessionId], OneProcess):
         for machine, ticket in tickets:
             machine.wait_disconnected(ticket, deadline.left())
             machine.dispatcher.stop()
-        self._env.watch.stop()
         self._join(deadline)
 
     def part(self) -> list[tuple[SessionMachine, int | None]]:

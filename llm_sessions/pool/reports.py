@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from .._logging import without_secrets
+from .._logging import guarded, without_secrets
 from ..connection.transport import Link
 from ..errors import ConnectError, ConnectionLost, Replaced
 from ..protocol.closing import CloseMeaning, classify_close
@@ -197,7 +197,8 @@ class SessionReports(SessionCore):
         serve(self)
         if lends:
             reads(link)
-            self.env.watch.enter(link)
+            if not self.env.watch.enter(link):
+                self.dispatcher.keep_thread()  # of the reader that this one relieves
 
     def link_ready(self, link: Link) -> None:
         self._report(self._link_ready, link)
@@ -325,7 +326,7 @@ class SessionReports(SessionCore):
         before = serve(None)
         reads(None)
         try:
-            self.dispatcher.run()
+            self.dispatcher.run(lent=bool(number))
         finally:
             watch.give_back(number)
             reads(link)
@@ -333,16 +334,17 @@ class SessionReports(SessionCore):
         return not self.env.forked
 
     def _relieve(self, link: Link) -> bool:
-        """Have the socket read by another thread; the one that was lent stays with its callback."""
+        """Have the socket read by another thread; say whether that is settled."""
         try:
-            relieved = link.relieve()
+            link.relieve()
         except RuntimeError as exc:
-            text = "a listener takes long, and no thread can be started to read meanwhile: %s"
-            self._decide(self._warn, "relief", text, exc)
+            guarded(partial(self._decide, self._not_relieved, exc))
             return False
-        if relieved:
-            self.dispatcher.keep_thread()
-        return relieved
+        return True
+
+    def _not_relieved(self, effects: Effects, error: Exception) -> None:
+        text = "a listener takes long, and no thread can be started to read meanwhile: %s"
+        self._warn(effects, "relief", text, error)
 
     def link_ended(self, link: Link, ended: Ended) -> None:
         self.env.watch.leave(link)

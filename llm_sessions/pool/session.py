@@ -173,7 +173,7 @@ class Session(SessionEvents, OneProcess):
             ConnectCancelled: If the session was disconnected by us, and nothing is left to return. A session
                 that was never connected is waited for.
             SessionError: The session's error, if it has ended for good and nothing is left to return.
-            LocalProtocolError: If called on the session's own dispatcher, connector or reader thread.
+            LocalProtocolError: If called in a callback of the session, or on its connector or reader thread.
             PoolClosed
         """
         seconds = check_timeout(timeout, None)
@@ -195,7 +195,7 @@ class Session(SessionEvents, OneProcess):
 
         Raises:
             ConfigurationError: If an argument cannot be used.
-            LocalProtocolError: If called on the session's own dispatcher, connector or reader thread.
+            LocalProtocolError: If called in a callback of the session, or on its connector or reader thread.
             PoolClosed
         """
         seconds = check_timeout(timeout, None)

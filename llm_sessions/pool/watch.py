@@ -9,7 +9,7 @@ the socket gets another reader, and the thread that was lent goes on as the sess
   tick; when nothing has been lent for a second it sleeps until something is.
 - **Lock:** guards its start, its sleep and its end. Lending takes it only to start or to wake the thread: an
   entry in a dict is one operation, and the thread looks at the dict after it has said that it will sleep.
-- **What ends its wait:** the tick, a lending while it sleeps, the end of the last socket, `stop`.
+- **What ends its wait:** the tick, a lending while it sleeps, the end of the last socket.
 """
 
 from __future__ import annotations
@@ -64,15 +64,17 @@ class Watch:
         self._bell.acquire()
         self._awake = False  # the thread is there and looks once a tick
         self._running = False
+        self._starting = False  # a reader starts the thread at this moment, and may fail
         self._readers: set[Link] = set()
-        self._stopped = False
 
     # -- readers ------------------------------------------------------------------------------------------
 
-    def enter(self, link: Link) -> None:
-        """Hear that a socket is read."""
+    def enter(self, link: Link) -> bool:
+        """Hear that a socket is read; say whether it was not known, so that its reader relieves nobody."""
         with self._lock:
+            new = link not in self._readers
             self._readers.add(link)
+            return new
 
     def leave(self, link: Link) -> None:
         """Hear that one is read no more; without any the thread ends."""
@@ -89,8 +91,8 @@ class Watch:
         """Hear that a reader begins to deliver.
 
         Args:
-            relieve: Called on the watch's thread if that takes long, at every tick until it returns True or
-                the reader is given back. It must not block.
+            relieve: Called on the watch's thread if that takes long, at every tick until it returns True
+                (there is nothing left to do) or the reader is given back. It must neither block nor raise.
 
         Returns:
             What `give_back` takes; 0 if nobody could watch it, so that it must not deliver.
@@ -106,32 +108,30 @@ class Watch:
         """Hear that it is through, or relieved."""
         self._lent.pop(number, None)
 
-    def stop(self) -> None:
-        """Watch nothing any more. Never blocks."""
-        with self._lock:
-            self._stopped = True
-            self._ring()
-
     def _ring(self) -> None:
         if self._bell.locked():
             self._bell.release()
 
     def _wake(self) -> bool:
         with self._lock:
-            if self._stopped:
+            if self._starting:
                 return False
             if self._running:
                 self._awake = True
                 self._ring()
                 return True
-            self._running = self._awake = True
+            self._running = self._starting = True
+        started = False
         try:
             self._threads.spawn(self._run, "llm-watch")
+            started = True
         except RuntimeError:
+            pass  # no thread to be had: nobody watches
+        finally:
             with self._lock:
-                self._running = self._awake = False
-            return False
-        return True
+                self._starting = False
+                self._running = self._running and started
+        return started
 
     # -- the thread ---------------------------------------------------------------------------------------
 
@@ -149,20 +149,16 @@ class Watch:
 
     def _goes_on(self) -> bool:
         with self._lock:
-            if self._readers and not self._stopped:
-                return True
-            self._running = self._awake = False
-            return False
+            self._running = self._awake = bool(self._readers)
+            return self._running
 
     def _sleep(self) -> None:
         with self._lock:
             self._awake = False
-            ended = self._stopped or not self._readers
+            ended = not self._readers
         # In this order: whoever lends now either sees that it sleeps, or is seen here.
         if not self._lent and not ended:
             self._bell.acquire()
-        with self._lock:
-            self._awake = True
 
     def _look(self, now: float, late: bool) -> None:
         seen = {}

@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,7 +42,16 @@ from tests.peers import (
     reset,
     upgraded,
 )
-from tests.support import LONG, SHORT, Background, Gate, descriptors, eventually, library_threads
+from tests.support import (
+    LONG,
+    SHORT,
+    Background,
+    Gate,
+    descriptors,
+    eventually,
+    library_threads,
+    run_together,
+)
 
 MakeLink = Callable[..., Connection]
 
@@ -1180,3 +1189,285 @@ def test_the_reader_is_named_and_counted(server: LocalServer, online: MakeLink, 
     assert [thread.name for thread in links.threads.alive()] == ["llm-reader[test#0]"]
     link.abort()
     assert links.threads.join(Deadline(LONG)) == []
+
+
+# -- a reader that is lent -----------------------------------------------------------------------------------
+
+
+class Lent:
+    """An owner that has the reader lent after each message, and stops it there at a gate, the first time."""
+
+    def __init__(self, owner: Owner, links: Links) -> None:
+        self.gate, self.times = Gate(), 0
+        self._links = links
+        owner.on_received = self._received
+        owner.on_lent = self._lent
+
+    def _received(self, events: Any) -> None:
+        if any(isinstance(event, dict) and str(event.get("id")).startswith("m") for event in events):
+            self._links.made[0].lend()
+
+    def _lent(self) -> bool:
+        self.times += 1
+        if self.times == 1:
+            self.gate.pass_through()
+        return True
+
+
+@pytest.fixture
+def lent(owner: Owner, links: Links) -> Iterator[Lent]:
+    lent = Lent(owner, links)
+    yield lent
+    lent.gate.open()
+
+
+def test_a_lent_reader_comes_back_and_reads_on(
+    online: MakeLink, server: LocalServer, owner: Owner, lent: Lent
+) -> None:
+    link = online(server)
+    for number in range(1, 5):
+        server.publish(id=f"m{number}")
+        if number == 1:
+            lent.gate.wait_arrived()
+            lent.gate.open()
+        owner.wait_message(f"m{number}")
+        eventually(lambda number=number: lent.times == number)
+    eventually(lambda: not link._lent)
+    assert owner.readers == ["llm-reader[test#0]"]
+    assert link.relieve() is False
+
+
+def blocked(server: LocalServer, lent: Lent) -> None:
+    """Have the reader stopped where it is lent."""
+    server.wait_live()
+    server.publish(id="m0")
+    lent.gate.wait_arrived()
+
+
+def alive(link: Connection) -> list[threading.Thread]:
+    return link._threads.alive()
+
+
+def ends(owner: Owner) -> list[Ended]:
+    return [report for report in owner.reports if isinstance(report, Ended)]
+
+
+def test_t3_a_reader_that_stays_away_is_relieved(
+    online: MakeLink, server: LocalServer, owner: Owner, lent: Lent
+) -> None:
+    link = online(server)
+    blocked(server, lent)
+    assert link.relieve() is True
+    server.publish(id="m1")
+    owner.wait_message("m1")  # which has the new one lent
+    eventually(lambda: lent.times == 2 and not link._lent)
+    assert owner.readers == ["llm-reader[test#0]"] * 2 and len(alive(link)) == 2
+    lent.gate.open()
+    eventually(lambda: len(alive(link)) == 1, "the thread that was lent does not end")
+    server.publish(id="m2")
+    owner.wait_message("m2")
+    assert owner.ids[-3:] == ["m0", "m1", "m2"] and ends(owner) == []
+
+
+def test_i9_the_descriptor_is_released_once_by_whoever_reads(
+    online: MakeLink, server: LocalServer, owner: Owner, lent: Lent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = online(server)
+    released: list[threading.Thread] = []
+    release = link._stream.release
+
+    def counted() -> None:
+        released.append(threading.current_thread())
+        release()
+
+    monkeypatch.setattr(link._stream, "release", counted)
+    blocked(server, lent)
+    [away] = alive(link)
+    assert link.relieve() is True
+    server.close_session(code=1001)
+    assert owner.wait_ended().code == 1001
+    lent.gate.open()
+    away.join(LONG)
+    assert not away.is_alive()
+    assert len(released) == 1 and released != [away]
+    assert len(ends(owner)) == 1
+
+
+def test_there_is_nobody_to_relieve_but_a_lent_reader(
+    make: MakeLink, online: MakeLink, server: LocalServer, owner: Owner
+) -> None:
+    assert make(server.port).relieve() is False
+    link = online(server)
+    assert link.relieve() is False
+    link.close(1000, "Done")
+    owner.wait_ended()
+    assert link.relieve() is False
+    assert len(owner.readers) == 1
+
+
+def test_a_reader_is_relieved_by_one_however_many_try_at_once(
+    online: MakeLink, server: LocalServer, owner: Owner, lent: Lent
+) -> None:
+    link = online(server)
+    blocked(server, lent)
+    assert set(run_together(4, link.relieve)) <= {True, False}
+    eventually(lambda: len(alive(link)) == 2, "more than one reads, or none")
+    assert len(owner.readers) == 2
+    server.publish(id="m1")
+    owner.wait_message("m1")
+
+
+def test_a_relief_that_comes_late_finds_the_reader_back_and_ends(
+    online: MakeLink, server: LocalServer, owner: Owner, links: Links, lent: Lent, monkeypatch: Any
+) -> None:
+    link = online(server)
+    late: list[Callable[[], None]] = []
+    blocked(server, lent)
+    with monkeypatch.context() as patched:
+        patched.setattr(links.threads, "spawn", lambda target, name: late.append(target))
+        assert link.relieve() is True
+    lent.gate.open()
+    eventually(lambda: not link._lent)
+    Background(late[0]).result()
+    assert len(owner.readers) == 1
+    server.publish(id="m1")
+    owner.wait_message("m1")
+    server.close_session(code=1001)
+    assert owner.wait_ended().code == 1001
+
+
+@pytest.mark.parametrize("verb", ["close", "abort"])
+def test_t0_a_link_ends_in_time_while_its_reader_is_lent(
+    online: MakeLink, server: LocalServer, owner: Owner, lent: Lent, verb: str
+) -> None:
+    link = online(server)
+    blocked(server, lent)
+    started = time.monotonic()
+    link.close(1000, "Done") if verb == "close" else link.abort()
+    ended = owner.wait_ended()
+    assert time.monotonic() - started < 1
+    assert (ended.code, ended.cause) == (
+        (1000, EndCause.LOCAL) if verb == "close" else (1006, EndCause.ABORTED)
+    )
+    assert not link.ready
+
+
+@pytest.mark.parametrize("verb", ["close", "abort"])
+def test_t0_a_link_that_was_ended_before_its_reader_is_lent_ends_in_time(
+    online: MakeLink, server: LocalServer, owner: Owner, lent: Lent, verb: str
+) -> None:
+    """Whoever ended it found nobody to relieve."""
+    link = online(server)
+    received = owner.on_received
+
+    def end(events: Any) -> None:
+        received(events)
+        if link._asked_for:
+            link.close(1000, "Done") if verb == "close" else link.abort()
+
+    owner.on_received = end
+    blocked(server, lent)
+    assert owner.wait_ended().cause is (EndCause.LOCAL if verb == "close" else EndCause.ABORTED)
+
+
+def test_t1_without_threads_a_lent_reader_reads_the_end_when_it_comes_back(
+    online: MakeLink, server: LocalServer, owner: Owner, links: Links, lent: Lent, monkeypatch: Any
+) -> None:
+    link = online(server)
+    blocked(server, lent)
+
+    def no_more(target: object, name: str) -> threading.Thread:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(links.threads, "spawn", no_more)
+        with pytest.raises(RuntimeError):
+            link.relieve()
+        link.close(1000, "Done")  # nothing that its caller could do about it
+        link.abort()
+    assert ends(owner) == []
+    lent.gate.open()
+    owner.wait_ended()
+    assert len(owner.readers) == 1
+
+
+def test_what_came_with_the_end_is_delivered_after_it(
+    make: MakeLink, owner: Owner, lent: Lent, peer_context: ssl.SSLContext | None
+) -> None:
+    with Peer(
+        lambda peer, sock: peer.open_session(sock, frame({"id": "m0"}), close_frame(1001)), peer_context
+    ) as peer:
+        link = make(peer.port)
+        link.open()
+        lent.gate.wait_arrived()
+        assert [ended.code for ended in ends(owner)] == [1001], "nobody waits for a callback to hear of it"
+        assert link.relieve() is False
+        lent.gate.open()
+        eventually(lambda: not alive(link))
+        assert lent.times == 1 and len(ends(owner)) == 1
+
+
+def test_what_came_with_the_end_is_delivered_although_the_owner_raises(
+    make: MakeLink, owner: Owner, lent: Lent, peer_context: ssl.SSLContext | None, monkeypatch: Any
+) -> None:
+    """A log handler of the user's, at the record that says so."""
+    raised: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(str(args.exc_value)))
+
+    def fail(link: Any, ended: Ended) -> None:
+        owner._report(ended)
+        raise ValueError("a log handler's")
+
+    owner.link_ended = fail  # type: ignore[method-assign]
+    with Peer(
+        lambda peer, sock: peer.open_session(sock, frame({"id": "m0"}), close_frame(1001)), peer_context
+    ) as peer:
+        link = make(peer.port)
+        link.open()
+        lent.gate.wait_arrived()
+        lent.gate.open()
+        eventually(lambda: not alive(link))
+    assert (lent.times, len(ends(owner)), raised) == (1, 1, ["a log handler's"])
+
+
+def test_t7_a_reader_that_comes_back_in_another_process_touches_nothing(
+    online: MakeLink, server: LocalServer, owner: Owner, lent: Lent
+) -> None:
+    link = online(server)
+    on_lent = owner.on_lent
+    owner.on_lent = lambda: not on_lent()
+    blocked(server, lent)
+    with link._lock:  # as if a thread held it that the child does not have
+        lent.gate.open()
+        eventually(lambda: not alive(link), "it waits for a lock")
+    assert ends(owner) == [] and not link._stream.ended
+    link._stream.release()  # which nobody does in a child
+
+
+@pytest.mark.parametrize("relieved", [False, True])
+def test_an_owner_that_raises_ends_the_socket_only_of_its_reader(
+    online: MakeLink, server: LocalServer, owner: Owner, lent: Lent, relieved: bool, caplog: Any
+) -> None:
+    link = online(server)
+    on_lent = owner.on_lent
+
+    def fail() -> bool:
+        on_lent()
+        raise ValueError("a bug")
+
+    owner.on_lent = fail
+    blocked(server, lent)
+    [away] = alive(link)
+    if relieved:
+        owner.on_lent = lambda: True
+        assert link.relieve() is True
+        eventually(lambda: len(owner.readers) == 2)
+    lent.gate.open()
+    away.join(LONG)
+    assert "the reader failed" in caplog.text
+    if relieved:
+        server.publish(id="m1")
+        owner.wait_message("m1")
+        assert ends(owner) == []
+    else:
+        assert isinstance(owner.wait_ended().error, ValueError)

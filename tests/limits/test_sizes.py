@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llm_sessions import ConfigurationError, ConnectionPool, PoolConfig, Target
-from llm_sessions._sync import Deadline, ThreadGroup
+from llm_sessions._sync import Deadline
 from llm_sessions.connection import connection as connection_module
 from llm_sessions.connection import head as head_module
 from llm_sessions.connection.connection import Connection
@@ -19,8 +19,7 @@ from llm_sessions.connection.stream_errors import StreamClosed
 from llm_sessions.connection.transport import AttemptFailed
 from llm_sessions.connection.upgrade import upgrade
 from llm_sessions.pool import reports
-from llm_sessions.pool.dispatch import _MAX_ROUTES, Dispatcher
-from llm_sessions.pool.listeners import ListenerTable
+from llm_sessions.pool.listeners import _MAX_ROUTES, Listener, ListenerTable
 from llm_sessions.pool.sources import check_target
 from llm_sessions.protocol.mercury import MercuryProtocol, Timing
 from llm_sessions.protocol.url import Address
@@ -258,32 +257,22 @@ def test_limit_remembered_ids_of_a_switchover_are_ten_thousand(make: Make, count
     assert brought == (["0", "last"] if again else ["last"])
 
 
-@pytest.mark.parametrize(("types", "looked_up"), [(1024, 1024), (1025, 1025 + 1)])
+@pytest.mark.parametrize(("types", "looked_up"), [(1024, 1), (1025, 2)])
 def test_limit_remembered_routes_are_1024(types: int, looked_up: int) -> None:
     assert _MAX_ROUTES == 1024
-    threads, own, got, asked = ThreadGroup(), ListenerTable(), [], []
-    dispatcher = Dispatcher(
-        "s",
-        own,
-        ListenerTable(),
-        threads=threads,
-        queue_size=10**6,
-        drop_oldest=False,
-        has_room=lambda: None,
-    )
-    route = dispatcher._route
+    table, asked = ListenerTable(), []
+    table.add("event:x.0", print)
+    named = table.named
 
-    def counted(event_type: object) -> Any:
-        asked.append(event_type)
-        return route(event_type)
+    def counted(name: str) -> tuple[Listener, ...]:
+        asked.append(name)
+        return named(name)
 
-    dispatcher._route = counted  # type: ignore[method-assign]
-    own.add("event:x.0", got.append)
-    batch = [{"data": {"eventType": f"x.{number}"}} for number in range(types)]
-    dispatcher.put_batch([*batch, batch[0]])
-    dispatcher.start()
-    assert threads.join(Deadline(LONG)) == []
-    assert len(got) == 2 and len(asked) == looked_up
+    table.named = counted  # type: ignore[method-assign]
+    first = [table.route(f"x.{number}") for number in range(types)]
+    assert table.route("x.0") == first[0] and [entry[0] for entry in first[0]] == ["event:x.0"]
+    assert not any(first[1:])
+    assert asked.count("event:x.0") == looked_up
 
 
 # -- what one socket may hold up -----------------------------------------------------------------------------

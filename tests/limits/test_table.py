@@ -194,7 +194,7 @@ FIXED: Rows = {
     "connection/tunnel.py::_MAX_PHRASE": (
         "tests/connection/test_tunnel.py::test_limit_a_phrase_is_cut_and_made_printable",
     ),
-    "pool/dispatch.py::_MAX_ROUTES": (f"{SIZES}::test_limit_remembered_routes_are_1024",),
+    "pool/listeners.py::_MAX_ROUTES": (f"{SIZES}::test_limit_remembered_routes_are_1024",),
     "pool/reports.py::_MAX_REMEMBERED": (
         f"{SIZES}::test_limit_remembered_ids_of_a_switchover_are_ten_thousand",
     ),
@@ -336,7 +336,7 @@ def test_limit_table_tests_and_constants_are_read_from_the_source() -> None:
     assert "complaints" not in names_of_tests(own) and not names_of_tests("tests/no_such_file.py")
     assert {"_MAX_PATH"} <= constants_of("protocol/envelope.py")
     assert "Envelope" not in constants_of("protocol/envelope.py")
-    assert {"_json.py::MAX_DEPTH", "pool/dispatch.py::_MAX_ROUTES"} <= limits_in_the_code()
+    assert {"_json.py::MAX_DEPTH", "pool/listeners.py::_MAX_ROUTES"} <= limits_in_the_code()
 
 
 def test_limit_table_every_field_of_the_configuration_has_its_row() -> None:

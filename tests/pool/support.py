@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from llm_sessions import ConnectionPool, Session, SessionState
-from llm_sessions.connection.transport import AttemptFailed
+from llm_sessions.connection.transport import AttemptFailed, Link
 from llm_sessions.pool.machine import SessionMachine
+from llm_sessions.pool.served import reads, serve
 from llm_sessions.protocol.closing import Failure
 from llm_sessions.protocol.mercury import ShutdownAnnounced
 from tests.support import FakeLink, FakeTransport, Recorder, eventually, library_threads
@@ -46,6 +47,77 @@ def machine_of(session: Session) -> SessionMachine:
 
 def announce_shutdown(link: FakeLink) -> None:
     link.owner.link_received(link, [SHUTDOWN])
+
+
+class FakeWatch:
+    """An environment's `Watch` that only writes down.
+
+    Attributes:
+        able: Whether it can watch a reader.
+        lent: What is lent now: how each reader is relieved, by its number.
+        times: How often a reader was lent.
+    """
+
+    def __init__(self) -> None:
+        self.able, self.times = True, 0
+        self.readers: set[Link] = set()
+        self.lent: dict[int, Callable[[], bool]] = {}
+
+    def enter(self, link: Link) -> bool:
+        new = link not in self.readers
+        self.readers.add(link)
+        return new
+
+    def leave(self, link: Link) -> None:
+        self.readers.discard(link)
+
+    def knows(self, link: Link) -> bool:
+        return link in self.readers
+
+    def lend(self, relieve: Callable[[], bool]) -> int:
+        if not self.able:
+            return 0
+        self.times += 1
+        self.lent[self.times] = relieve
+        return self.times
+
+    def give_back(self, number: int) -> None:
+        self.lent.pop(number, None)
+
+
+def watched(pool: ConnectionPool) -> FakeWatch:
+    """Have a pool's readers watched by a fake."""
+    watch = FakeWatch()
+    pool._env.watch = watch  # type: ignore[assignment]
+    return watch
+
+
+def read(link: FakeLink, *reports: Callable[[], object]) -> list[bool]:
+    """Be a link's reader on the calling thread: make reports, and be lent after each that asks for it.
+
+    Args:
+        link: What it reads.
+        reports: The first one of a new reader is `begin`.
+
+    Returns:
+        What each `link_lent` returned.
+    """
+    asked: list[bool] = []
+    answers: list[bool] = []
+    link.lend = lambda: asked.append(True)  # type: ignore[method-assign]
+    serve(link.owner)
+    reads(link)
+    for report in reports:
+        report()
+        while asked:
+            asked.clear()
+            answers.append(link.owner.link_lent(link))
+    return answers
+
+
+def begin(link: FakeLink) -> Callable[[], object]:
+    """The report of a reader that begins; the second one of a link relieves the first."""
+    return lambda: link.owner.link_reading(link, lends=True)
 
 
 def no_connectors() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from llm_sessions import ConfigurationError
+from llm_sessions import ConfigurationError, _fork
 from llm_sessions._sync import Deadline, ThreadGroup
-from llm_sessions.pool.dispatch import _MAX_ROUTES, Dispatcher
-from llm_sessions.pool.listeners import ListenerTable
+from llm_sessions.pool.dispatch import Dispatcher
+from llm_sessions.pool.listeners import _MAX_ROUTES, ListenerTable
 from tests.support import LONG, Background, Gate, Recorder, eventually, run_together
 
 
@@ -576,3 +576,202 @@ def test_comparing_callbacks_is_user_code_and_runs_without_a_lock() -> None:
     assert [one.callback for one in table.named("online")] == [print]
     with pytest.raises(ConfigurationError):
         table.remove("online", 5)  # type: ignore[arg-type]
+
+
+# -- lent readers --------------------------------------------------------------------------------------------
+
+
+def lent(desk: Callable[..., Desk], **settings: Any) -> Desk:
+    """A dispatcher of a busy session that is online: readers deliver."""
+    one = desk(**settings)
+    one.dispatcher.set_lingering(True)
+    one.dispatcher.lend_readers()
+    return one
+
+
+def test_a_session_has_a_thread_of_its_own_until_readers_can_be_lent(desk: Callable[..., Desk]) -> None:
+    one, recorder = desk(), Recorder()
+    one.own.add("online", recorder.named("online"))
+    one.dispatcher.set_lingering(True)
+    assert one.dispatcher.stays
+    one.state("online")
+    recorder.wait("online")
+    eventually(lambda: one.dispatcher._not_empty, "it does not wait for more")
+    assert one.dispatcher.thread is not None
+    one.dispatcher.lend_readers()
+    assert one.threads.join(Deadline(LONG)) == [], "the waiting thread does not end"
+    assert not one.dispatcher.stays and one.dispatcher.thread is None
+    assert one.dispatcher.put_state("online", None) is True
+    one.dispatcher.run(lent=True)
+    assert len(recorder.payloads("online")) == 2 and one.dispatcher.thread is None
+
+
+def test_a_lent_reader_delivers_in_order_and_comes_back(desk: Callable[..., Desk]) -> None:
+    one = lent(desk)
+    got: list[Any] = []
+    seen: set[tuple[str, bool, bool]] = set()
+
+    def callback(payload: Any) -> None:
+        me = threading.current_thread()
+        seen.add((me.name, one.dispatcher.thread is me, me in one.threads._lent))
+        got.append(getattr(payload, "id", payload))
+        if payload == "online":
+            assert one.dispatcher.put_batch([message(4)]) is False, "this thread delivers it, too"
+
+    one.own.add("event", callback)
+    one.own.add("online", callback)
+    assert one.dispatcher.put_batch([message(1), message(2)])
+    assert not one.dispatcher.put_state("online", "online")
+    assert not one.dispatcher.put_batch([message(3)])
+    me = threading.current_thread()
+    name = me.name
+    one.dispatcher.run(lent=True)
+    assert got == [1, 2, "online", 3, 4]
+    assert seen == {(name, True, True)} and me.name == name
+    assert one.dispatcher.thread is None and one.threads._lent == set()
+    assert one.threads.alive() == []
+
+
+def test_a_reader_that_was_relieved_stays_as_the_dispatcher(desk: Callable[..., Desk]) -> None:
+    one, gate = lent(desk), Gate()
+    got = one.block(gate)
+    one.dispatcher.put_batch([message(1)])
+    reader = Background(lambda: one.dispatcher.run(lent=True))
+    gate.wait_arrived()
+    one.dispatcher.keep_thread()
+    assert one.dispatcher.stays and reader.thread.name == "llm-dispatcher[s]"
+    gate.open()
+    eventually(lambda: one.dispatcher._not_empty, "it does not wait for more")
+    assert one.dispatcher.put_batch([message(2)]) is False
+    eventually(lambda: ids(got) == [1, 2])
+    one.dispatcher.lend_readers()
+    reader.result()
+    assert one.dispatcher.put_batch([message(3)]) is True
+    one.dispatcher.run(lent=True)
+    assert ids(got) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("end", ["rest", "stop"])
+def test_t2_a_thread_that_was_kept_ends_with_the_session(desk: Callable[..., Desk], end: str) -> None:
+    one, gate = lent(desk), Gate()
+    one.block(gate)
+    one.dispatcher.put_batch([message(1)])
+    reader = Background(lambda: one.dispatcher.run(lent=True))
+    gate.wait_arrived()
+    one.dispatcher.keep_thread()
+    gate.open()
+    eventually(lambda: one.dispatcher._not_empty)
+    one.dispatcher.stop() if end == "stop" else one.dispatcher.set_lingering(False)
+    reader.result()
+
+
+def test_to_keep_the_thread_when_it_is_through_keeps_nobody(desk: Callable[..., Desk]) -> None:
+    one = lent(desk)
+    got: list[Any] = []
+    one.own.add("event", got.append)
+    one.dispatcher.put_batch([message(1)])
+    one.dispatcher.run(lent=True)
+    one.dispatcher.keep_thread()
+    assert one.dispatcher.stays and one.dispatcher.thread is None
+    one.put(message(2))
+    one.drain()
+    assert ids(got) == [1, 2]
+
+
+def test_one_thread_at_a_time_delivers(desk: Callable[..., Desk]) -> None:
+    one, gate = lent(desk), Gate()
+    got = one.block(gate)
+    one.dispatcher.put_batch([message(1)])
+    reader = Background(lambda: one.dispatcher.run(lent=True))
+    gate.wait_arrived()
+    one.dispatcher.put_batch([message(2)])
+    one.dispatcher.run(lent=True)  # finds the place taken
+    assert one.dispatcher.thread is reader.thread and ids(got) == [1]
+    gate.open()
+    reader.result()
+    assert ids(got) == [1, 2]
+
+
+def test_a_thread_that_has_ended_as_a_reader_takes_the_dispatchers_name(desk: Callable[..., Desk]) -> None:
+    one = lent(desk)
+    names: list[str] = []
+    one.own.add("event", lambda envelope: names.append(threading.current_thread().name))
+    one.dispatcher.put_batch([message(1)])
+    Background(one.dispatcher.run).result()
+    assert names == ["llm-dispatcher[s]"]
+
+
+def test_a_delivery_that_fails_leaves_its_place_to_the_next(desk: Callable[..., Desk]) -> None:
+    one = lent(desk, queue_size=1)
+    got: list[Any] = []
+    one.own.add("event", got.append)
+
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    one.on_room = fail
+    assert one.dispatcher.put_batch([message(1), message(2)])
+    with pytest.raises(ValueError, match="a bug"):
+        one.dispatcher.run(lent=True)
+    assert one.dispatcher.thread is None and one.threads._lent == set()
+    one.on_room = one.resumed.release
+    assert one.dispatcher.put_batch([message(3)]) is True
+    one.dispatcher.run(lent=True)
+    assert ids(got) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_i36_a_log_handler_that_raises_costs_no_event(
+    desk: Callable[..., Desk], error: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise error("the log handler's")
+
+    one, recorder, handler = lent(desk, queue_size=1), Recorder(), Handler()
+
+    def fail(payload: object) -> None:
+        raise KeyError("the listener's")
+
+    one.own.add("event", fail)
+    one.own.add("event", recorder.named("event"))
+    logger = logging.getLogger("llm_sessions.dispatch")
+    logger.addHandler(handler)
+    try:
+        one.dispatcher.put_batch([message(1), message(2)])
+        one.dispatcher.put_batch([message(3)])
+        one.dispatcher.run(lent=True)
+    finally:
+        logger.removeHandler(handler)
+    assert ids(recorder.payloads("event")) == [1, 2, 3]
+    assert one.dispatcher.waiting == 0 and not one.dispatcher.full, "the socket would not be read again"
+    assert "the log handler's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("event", ["event", "online"])
+def test_t7_a_callback_that_comes_back_in_another_process_is_the_last(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, event: str, raises: bool
+) -> None:
+    one = lent(desk)
+    got: list[Any] = []
+    later: list[Any] = []
+
+    def fork(payload: object) -> None:
+        got.append(payload)
+        # As in the child: some other thread held the lock, which the child does not have.
+        monkeypatch.setattr(_fork, "_generation", _fork.generation() + 1)
+        one.dispatcher._lock.acquire()
+        if raises:
+            sys.exit()
+
+    for name in ("event", "online"):
+        one.own.add(name, fork)
+        one.own.add(name, later.append)
+    if event == "event":
+        one.dispatcher.put_batch([message(1), message(2)])
+    one.dispatcher.put_state("online", "online")
+    one.dispatcher.put_batch([message(3)])
+    one.dispatcher.run(lent=True)
+    assert len(got) == 1 and later == [] and one.threads._lent == set()
+    one.dispatcher._lock.release()

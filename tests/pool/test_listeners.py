@@ -79,3 +79,22 @@ def test_taking_back_all_of_an_event_spares_what_the_library_listens_to() -> Non
     assert [one.callback for one in table.named("online")] == [repr]
     assert table.remove("online", None) is False
     assert table.remove("online", repr) is True and table.named("online") == ()
+
+
+def test_a_route_is_looked_up_once_until_something_changes() -> None:
+    table, other = ListenerTable(), print
+    table.add("event:a", other)
+    first = table.route("a.b")
+    assert [(name, listener.callback) for name, _, listener in first] == [("event:a", other)]
+    assert table.route("a.b") is first
+    assert table.route(None) == ()
+    table.add("event:a.b", repr)
+    table.add("event", len)
+    assert [name for name, _, _ in table.route("a.b")] == ["event", "event:a", "event:a.b"]
+    assert [name for name, _, _ in table.route(None)] == ["event"]
+    table.remove("event", None)
+    table.remove("event:a", None)
+    assert [name for name, _, _ in table.route("a.b")] == ["event:a.b"]
+    [(_, _, listener)] = table.route("a.b")
+    assert table.claim("event:a.b", listener)
+    assert table.route("a.b") == ()

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from llm_sessions import (
+    ConnectCancelled,
     ConnectError,
     ConnectionLost,
+    ConnectionPool,
+    Envelope,
     Forbidden,
+    LocalProtocolError,
     NotOnline,
     Offline,
     Replaced,
+    Session,
     SwitchoverLoss,
+    _fork,
 )
 from llm_sessions.connection.transport import Link
+from llm_sessions.pool.served import read_by_this_thread, served_by_this_thread
 from llm_sessions.protocol.mercury import (
     Dropped,
     EndCause,
@@ -32,18 +42,22 @@ from tests.pool.support import (
     SHUTDOWN,
     TRANSIENT,
     URL,
+    FakeWatch,
     Make,
     S,
     announce_shutdown,
+    begin,
     held,
     hold,
     machine_of,
     no_connectors,
     nothing,
+    read,
     refuse,
     switching,
     threads_but_dispatchers,
     waiting,
+    watched,
 )
 from tests.support import (
     LONG,
@@ -52,6 +66,7 @@ from tests.support import (
     Gate,
     Recorder,
     eventually,
+    library_threads,
 )
 
 # -- PROTOCOL 2.2: what a close means ----------------------------------------------------------------------
@@ -633,3 +648,205 @@ def test_i33_failures_before_the_first_online_are_not_charged_to_max_retries(
     transport.links[-1].end(1006)
     recorder.wait("online")
     assert session.state is S.ONLINE and steps == []
+
+
+# -- lent readers --------------------------------------------------------------------------------------------
+
+
+def messages(link: FakeLink, *ids: str) -> Callable[[], object]:
+    """A read that brought these messages."""
+    batch = [{"id": identity, "data": {"eventType": "a.b"}} for identity in ids]
+    return lambda: link.owner.link_received(link, batch)
+
+
+def reading(make: Make, **config: Any) -> tuple[ConnectionPool, FakeLink, Session, FakeWatch]:
+    """A session whose socket is ready, on a thread that reads it."""
+    pool, transport = make(**config)
+    watch = watched(pool)
+    transport.on_open = hold
+    connecting = Background(lambda: pool.connect(URL))
+    [link] = held(transport, 1)
+    Background(lambda: read(link, begin(link), link.become_ready)).result()
+    return pool, link, connecting.result(), watch
+
+
+def test_a_reader_delivers_what_it_has_read(make: Make) -> None:
+    _, link, session, watch = reading(make)
+    seen: list[tuple[str, object, object, bool]] = []
+
+    def callback(envelope: Envelope) -> None:
+        serves, reads = served_by_this_thread(), read_by_this_thread()
+        seen.append((str(envelope.id), serves, reads, len(watch.lent) == 1))
+
+    session.on("event", callback)
+    afterwards: list[object] = []
+    reader = Background(
+        lambda: (
+            read(link, messages(link, "1", "2"), messages(link, "3")),
+            afterwards.extend([served_by_this_thread(), read_by_this_thread()]),
+        )
+    )
+    assert reader.result()[0] == [True, True]
+    assert seen == [(number, None, None, True) for number in "123"]
+    assert afterwards == [machine_of(session), link], "it goes on as the reader"
+    assert (watch.times, watch.lent) == (2, {})
+    assert not any("dispatcher" in thread.name for thread in library_threads())
+
+
+def test_whoever_reads_nothing_has_a_thread_started(make: Make) -> None:
+    _, link, session, watch = reading(make)
+    names: list[str] = []
+    done = threading.Event()
+    session.on("event", lambda envelope: (names.append(threading.current_thread().name), done.set()))
+    messages(link, "1")()  # on this thread, which reads nothing
+    assert done.wait(LONG)
+    assert (names, watch.times) == (["llm-dispatcher[mercury-default-session]"], 0)
+
+
+def test_what_a_callback_does_to_another_session_is_not_its_readers_to_deliver(make: Make) -> None:
+    pool, link, session, _ = reading(make)
+    names: list[str] = []
+    done = threading.Event()
+    other = pool.session("other")
+    other.on("online", lambda payload: (names.append(threading.current_thread().name), done.set()))
+    pool._env.transport.on_open = FakeLink.become_ready  # type: ignore[attr-defined]
+    session.on("event", lambda envelope: pool.connect(URL, "other"))
+    Background(lambda: read(link, messages(link, "1"))).result()
+    assert done.wait(LONG)
+    assert names == ["llm-dispatcher[other]"]
+
+
+def test_an_observer_on_a_reader_does_not_have_it_lent_for_another_session(make: Make) -> None:
+    pool, link, session, _ = reading(make)
+    other = pool.session("other")
+    recorder = Recorder().listen(other, "disconnected")
+    connecting = Background(lambda: pool.connect(URL, "other"))
+    held(link.transport, 2)
+    machine_of(other).dispatcher.lend_readers()  # as after an earlier socket
+    machine_of(session).observe(lambda: machine_of(other).begin_disconnect(None, None))
+    answers = Background(lambda: read(link, lambda: announce_shutdown(link))).result()
+    recorder.wait("disconnected")
+    assert answers == [] and isinstance(connecting.error(), ConnectCancelled)
+
+
+def test_a_reader_that_nobody_can_watch_is_not_lent(make: Make) -> None:
+    _, link, session, watch = reading(make)
+    gate = Gate()
+    recorder = Recorder().listen(session, "event")
+    session.on("event", lambda envelope: gate.pass_through())
+    watch.able = False
+    assert Background(lambda: read(link, messages(link, "1"))).result() == [True]
+    gate.wait_arrived()
+    gate.open()
+    assert [envelope.id for envelope in recorder.wait("event")] == ["1"]
+
+
+def test_t0_a_reader_whose_socket_has_ended_delivers_unwatched(make: Make) -> None:
+    _, link, session, watch = reading(make, backoff_initial=3600, backoff_max=3600)
+    names: list[str] = []
+    session.on("offline", lambda payload: names.append(threading.current_thread().name))
+    assert Background(lambda: read(link, link.end)).result() == [True]
+    assert (names, watch.times, watch.readers) == (["llm-dispatcher[mercury-default-session]"], 0, set())
+
+
+@pytest.mark.parametrize("call", ["receive", "messages"])
+def test_i97_a_lent_reader_may_not_fetch_what_it_has_to_deliver(make: Make, call: str) -> None:
+    _, link, session, _ = reading(make)
+    errors: list[Exception] = []
+
+    def fetch(envelope: object) -> None:
+        try:
+            getattr(session, call)(timeout=0)
+        except LocalProtocolError as exc:
+            errors.append(exc)
+
+    session.on("event", fetch)
+    Background(lambda: read(link, messages(link, "1"))).result()
+    assert len(errors) == 1 and "dispatcher" in str(errors[0])
+
+
+def test_t3_the_reader_that_was_relieved_is_kept_as_the_dispatcher(make: Make) -> None:
+    _, link, session, watch = reading(make)
+    gate, recorder = Gate(), Recorder()
+    session.on("event", lambda envelope: gate.pass_through())
+    recorder.listen(session, "event")
+    dispatcher = machine_of(session).dispatcher
+    away = Background(lambda: read(link, messages(link, "1")))
+    gate.wait_arrived()
+    link.relieve = lambda: True  # type: ignore[method-assign]
+    [relieve] = watch.lent.values()
+    assert relieve() is True and not dispatcher.stays, "it may still come back first"
+    assert (
+        Background(lambda: read(link, begin(link), messages(link, "2"))).result() == []
+    )  # the one that relieves it
+    assert dispatcher.stays and away.thread.name == "llm-dispatcher[mercury-default-session]"
+    gate.open()
+    assert [envelope.id for envelope in recorder.wait("event", 2)] == ["1", "2"]
+    eventually(lambda: dispatcher._not_empty, "it does not wait for more")
+    session.disconnect()
+    away.result()
+
+
+def test_a_socket_that_becomes_ready_has_its_readers_lent_again(make: Make) -> None:
+    _, link, session, _ = reading(make)
+    dispatcher = machine_of(session).dispatcher
+    dispatcher.keep_thread()
+    link.transport.on_open = hold
+    Background(lambda: read(link, lambda: link.end(1001))).result()
+    new = held(link.transport, 2)[1]
+    assert dispatcher.stays
+    recorder = Recorder().listen(session, "online")
+    assert Background(lambda: read(new, begin(new), new.become_ready)).result() == [True]
+    assert not dispatcher.stays and len(recorder.payloads("online")) == 1
+
+
+def test_a_link_that_is_ready_without_a_reader_keeps_the_dispatcher(make: Make) -> None:
+    pool, _ = make()
+    assert machine_of(pool.connect(URL)).dispatcher.stays
+
+
+def test_nobody_to_relieve_is_settled(make: Make) -> None:
+    """Somebody else has done it, with a close or an abort: there is nothing left to watch."""
+    _, link, session, _ = reading(make)
+    assert link.relieve() is False
+    assert machine_of(session)._relieve(link) is True
+
+
+@pytest.mark.parametrize("handler_raises", [False, True])
+def test_t3_a_reader_that_cannot_be_relieved_is_told_of_and_tried_again(
+    make: Make, caplog: pytest.LogCaptureFixture, capsys: Any, handler_raises: bool
+) -> None:
+    _, link, session, _ = reading(make)
+
+    def relieve() -> bool:
+        raise RuntimeError("can't start new thread")
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ValueError("the log handler's")
+
+    link.relieve = relieve  # type: ignore[method-assign]
+    handler, logger = Handler(), logging.getLogger("llm_sessions.pool")
+    if handler_raises:
+        logger.addHandler(handler)
+    try:
+        assert [machine_of(session)._relieve(link) for _ in range(3)] == [False] * 3
+    finally:
+        logger.removeHandler(handler)
+    if handler_raises:
+        assert "the log handler's" in capsys.readouterr().err, "the watch goes on"
+    else:
+        [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+        text = "a listener takes long, and no thread can be started to read meanwhile: can't start new thread"
+        assert text in record.getMessage()
+
+
+def test_t7_a_reader_that_was_lent_hears_that_it_is_in_another_process(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, link, session, _ = reading(make)
+    generation = _fork.generation()
+    session.on("event", lambda envelope: monkeypatch.setattr(_fork, "_generation", generation + 1))
+    assert Background(lambda: read(link, messages(link, "1"))).result() == [False]
+    monkeypatch.setattr(_fork, "_generation", generation)
+    machine_of(session).dispatcher._done()  # as it is in the parent, whose callback has returned, too

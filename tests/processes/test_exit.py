@@ -116,3 +116,41 @@ def test_d21_a_sigterm_that_the_program_turns_into_an_exit_closes_everything(
         process.ends()
     server.wait_for(lambda: all(one.closed_at is not None for one in server.connections()))
     assert {one.close_code for one in server.connections()} == {1000}
+
+
+JUST_BLOCKED = """
+pool = make_pool()
+told = threading.Event()
+
+def block(envelope):
+    told.set()
+    threading.Event().wait()
+
+pool.connect(url("blocked"), "blocked").on("event:relay.event", block)
+say("open")
+told.wait()
+"""
+
+# As from Python 3.12 on, on every version: at exit no thread starts any more.
+NO_THREADS = """
+import atexit
+
+def refuse(thread):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+atexit.register(lambda: setattr(threading.Thread, "start", refuse))
+"""
+
+
+@pytest.mark.parametrize("last", ["", NO_THREADS], ids=["", "without threads"])
+def test_t6_a_callback_that_blocks_since_a_moment_does_not_hold_up_the_exit(
+    server: LocalServer, script: Start, last: str
+) -> None:
+    """Its reader is lent, and nobody has seen yet that it will not come back."""
+    with script(server, JUST_BLOCKED + last) as process:
+        assert process.says() == "open"
+        [connection] = server.wait_live("blocked")
+        server.publish()
+        process.ends()
+    server.wait_for(lambda: connection.closed_at is not None)
+    assert (connection.close_code, connection.close_reason) == (1000, "Done")

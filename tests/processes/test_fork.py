@@ -371,3 +371,56 @@ def test_t7_d22_a_child_that_does_nothing_exits_cleanly_and_closes_nothing(
         process.ends()
     server.wait_for(lambda: parent.closed_at is not None)
     assert parent.close_code == 1000
+
+
+IN_A_CALLBACK = """
+pool = make_pool()
+session = pool.connect(url("parent"), "parent")
+heard, again, children = [], threading.Event(), []
+
+def callback(envelope):
+    heard.append(envelope.data["n"])
+    if envelope.data["n"] == 0:
+        if given["blocks"]:
+            again.wait()  # until the socket has got another reader
+        children.append(os.fork())
+        if children[-1] == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)  # it hangs
+    if envelope.data["n"] == 2:
+        say(os.getpid())
+
+session.on("event:relay.event", callback)
+say("online")
+if given["blocks"]:
+    hear()
+    again.set()
+hear()
+status = os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
+session.send({"type": "from the parent"})
+say([status, heard])
+hear()
+"""
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_t7_a_child_that_comes_back_from_the_callback_ends_and_touches_nothing(
+    server: LocalServer, script: Start, blocks: bool
+) -> None:
+    """Its only thread is the reader that was lent. What is queued is the parent's, as is the socket."""
+    code = IN_CHILD + f"given['blocks'] = {blocks}\n" + IN_A_CALLBACK
+    with script(server, code) as process:
+        assert process.says() == "online"
+        [connection] = server.wait_live("parent")
+        sent = [server.publish({"n": number})["id"] for number in range(3)]
+        if blocks:
+            server.wait_for(lambda: set(sent) <= set(connection.acks))
+            process.tell()
+        assert process.says() == process.pid, "the child delivers what is the parent's"
+        process.tell()
+        assert process.says() == [0, [0, 1, 2]]
+        server.wait_for(lambda: {"type": "from the parent"} in connection.received)
+        assert connection.open
+        process.ends()
+    server.wait_for(lambda: connection.closed_at is not None)
+    assert connection.close_code == 1000
