@@ -24,7 +24,7 @@ from typing import Final
 from .._logging import get_logger, redact
 from .._sync import CONNECTION, Deadline, ThreadGroup, make_lock
 from ..protocol.closing import Failure
-from ..protocol.frames import FrameDecoder, FrameEncoder
+from ..protocol.frames import FrameDecoder, FrameEncoder, Item
 from ..protocol.mercury import EndCause, Event, MercuryProtocol, Opened
 from .opening import open_stream
 from .stream import READ_SIZE, AddressInfo, Stream
@@ -44,6 +44,14 @@ _MAX_OVERDUE_BYTES: Final = 8 * 1024 * 1024
 
 _ASK_AGAIN: Final = 1.0
 """Seconds after which a paused reader asks the owner again whether there is room."""
+
+
+_PORTION: Final = 32 * 1024
+"""Bytes of messages that are decoded and delivered before the next ones are.
+
+CPython searches for cycles when there are 700 more objects and arrays than before. With a whole read of large
+messages in hand that came several times a read, and took a sixth of the time.
+"""
 
 
 _MAX_SHOWN: Final = 500  # characters of a message at DEBUG
@@ -109,6 +117,9 @@ class Connection:
         self._full_since: float | None = None  # when the owner was asked last, while it takes nothing more
         self._stuck_since: float | None = None  # when our own acks began to pile up
         self._overdue = 0  # bytes read since a deadline passed
+        self._timed_out = False  # and no answer is to be waited for any more
+        self._items: list[Item] = []  # read and not taken yet
+        self._portion = 1  # of them at a time
         self._more = False  # the last read was full: there may be more without asking
         self._asked_for = False  # by `lend`
         self._resumed = False  # set by `resume`, taken back by the reader
@@ -168,7 +179,7 @@ class Connection:
                     protocol.start()
                     self._send_own(protocol)
             if glued:
-                self._take(protocol, glued)
+                self._take(glued)
             self._read_until_over(protocol)
         except StreamBroken as exc:
             error = exc
@@ -207,6 +218,13 @@ class Connection:
             now = self._clock()
             if self._full_since is not None:
                 self._resume_or_ask(protocol, now)
+            if self._items and (self._full_since is None or protocol.closing):
+                self._process(protocol)
+                continue
+            if self._timed_out:  # and what came before is taken: the answer may have been in it
+                self._timed_out = False
+                self._keep_time(protocol, now)
+                continue
             reading = protocol.closing or not (self._full_since is not None or self._stuck(now))
             left = self._time_left(protocol, now)
             # An answer that came in time may still lie unread, behind others or because this process was
@@ -217,9 +235,8 @@ class Connection:
             self._more = data is not None and len(data) >= READ_SIZE
             if data is not None:
                 self._overdue = self._overdue + len(data) if due else 0
-                self._take(protocol, data)
-            if due and (data is None or self._overdue > _MAX_OVERDUE_BYTES):
-                self._keep_time(protocol, now)
+                self._take(data)
+            self._timed_out = due and (data is None or self._overdue > _MAX_OVERDUE_BYTES)
 
     def _hand_out(self, protocol: MercuryProtocol) -> bool:
         """Lend this thread to the owner; say whether it is the reader after that."""
@@ -270,19 +287,24 @@ class Connection:
             self._stuck_since = now
         return True
 
-    def _take(self, protocol: MercuryProtocol, data: bytes) -> None:
+    def _take(self, data: bytes) -> None:
         self._bytes_in += len(data)
-        items = self._decoder.feed(data)
-        if not items:
-            return
-        if logger.isEnabledFor(DEBUG):
+        items = self._items = self._decoder.feed(data)  # none were left: they go before another read
+        portions = -(-len(data) // _PORTION)
+        self._portion = max(1, -(-len(items) // portions))
+        if items and logger.isEnabledFor(DEBUG):
             for item in items:
                 shown = _shown(item) if isinstance(item, bytes) else item
                 logger.debug("[%s] < %s", self._name, shown, extra=self._about())
+
+    def _process(self, protocol: MercuryProtocol) -> None:
+        items = self._items[: self._portion]
+        del self._items[: self._portion]
         with self._lock:
             opening = not protocol.ready
             events = protocol.receive(items, self._clock(), time.time() * 1000)
-            self._send_own(protocol)
+            if not self._items:  # the acks of one read in one write
+                self._send_own(protocol)
         if opening and protocol.ready:
             # What came before ready is delivered before `online`, the rest after it.
             at = next(n for n, event in enumerate(events) if isinstance(event, Opened))

@@ -1471,3 +1471,99 @@ def test_an_owner_that_raises_ends_the_socket_only_of_its_reader(
         assert ends(owner) == []
     else:
         assert isinstance(owner.wait_ended().error, ValueError)
+
+
+# -- a read in portions --------------------------------------------------------------------------------------
+
+
+def in_one_read(server: LocalServer, count: int, *more: bytes) -> None:
+    """Send messages m0, m1, … in one write."""
+    frames = [frame({"id": f"m{number}"}) for number in range(count)]
+    [connection] = server.live()
+    connection.send_raw(b"".join((*frames, *more)), ids={f"m{number}" for number in range(count)})
+
+
+@pytest.fixture
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "_PORTION", 3 * len(frame({"id": "m0"})))
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_what_one_read_brought_is_taken_in_portions_and_acked_at_once(
+    online: MakeLink, server: LocalServer, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = online(server, timing=NO_PINGS)
+    wait_pong(owner)
+    server.wait_for(lambda: len(server.live()[0].acks) >= 1)
+    portions, written = [], []
+    owner.on_received = portions.append
+    post = link._stream.post
+
+    def counted(data: bytes, **how: bool) -> bool:
+        written.append(len(portions))
+        return post(data, **how)
+
+    monkeypatch.setattr(link._stream, "post", counted)
+    in_one_read(server, 8)
+    owner.wait_message("m7")
+    server.wait_for(lambda: "m7" in server.live()[0].acks)
+    assert [[event["id"] for event in events] for events in portions] == [
+        ["m0", "m1", "m2"],
+        ["m3", "m4", "m5"],
+        ["m6", "m7"],
+    ]
+    assert written == [2]  # with the last portion, before it is delivered
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_i40_a_full_owner_gets_no_other_portion(online: MakeLink, server: LocalServer, owner: Owner) -> None:
+    link = online(server, timing=NO_PINGS)
+    wait_pong(owner)
+    owner.takes = False
+    in_one_read(server, 8)
+    owner.wait_message("m2")
+    link.close(None, None)  # goes on, for the peer's close is to be found
+    assert owner.wait_ended().code == 1000
+    assert [one for one in owner.ids if str(one).startswith("m")] == ["m0", "m1", "m2"]
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_a_resumed_owner_gets_the_other_portions(online: MakeLink, server: LocalServer, owner: Owner) -> None:
+    link = online(server, timing=NO_PINGS)
+    wait_pong(owner)
+    owner.takes = False
+    in_one_read(server, 8)
+    for last in ("m2", "m5", "m7"):
+        owner.wait_message(last)
+        eventually(lambda: link._full_since is not None)
+        link.resume()
+    server.wait_for(lambda: "m7" in server.live()[0].acks)
+    assert [one for one in owner.ids if str(one).startswith("m")] == [f"m{number}" for number in range(8)]
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_t3_the_reader_that_relieves_takes_the_other_portions(
+    online: MakeLink, server: LocalServer, owner: Owner, lent: Lent
+) -> None:
+    link = online(server, timing=NO_PINGS)
+    wait_pong(owner)
+    in_one_read(server, 8)
+    lent.gate.wait_arrived()
+    assert owner.ids[-1] == "m2"
+    assert link.relieve() is True
+    owner.wait_message("m7")
+    server.wait_for(lambda: "m7" in server.live()[0].acks)
+    lent.gate.open()
+    eventually(lambda: len(alive(link)) == 1)
+    assert [one for one in owner.ids if str(one).startswith("m")] == [f"m{number}" for number in range(8)]
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_i36_a_close_behind_the_last_portion_comes_after_it(
+    online: MakeLink, server: LocalServer, owner: Owner
+) -> None:
+    online(server, timing=NO_PINGS)
+    wait_pong(owner)
+    in_one_read(server, 8, close_frame(1001))
+    assert owner.wait_ended().code == 1001
+    assert [report["id"] for report in owner.reports[-9:-1]] == [f"m{number}" for number in range(8)]

@@ -33,6 +33,10 @@ class WatchedClock(ManualClock):
         self._looks.release()
         return now
 
+    def wait_look(self) -> None:
+        """Wait until somebody has looked once: has made a deadline of the time that it is."""
+        assert self._looks.acquire(timeout=LONG), "nobody looks at the clock"
+
     def wait_looks(self, wake: Callable[[], object] = lambda: None) -> None:
         """Wait until somebody looked again and again from now on, and so has acted on what was seen first.
 

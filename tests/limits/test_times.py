@@ -124,6 +124,7 @@ def test_limit_open_timeout_in_the_tcp_connect(links: Links, owner: Owner, clock
     with full_backlog() as address:
         link = links.make(1, owner, tls=False, found=[address], clock=clock, open_timeout=LIMIT)
         call = Background(link.open)
+        clock.wait_look()
         clock.set(just_before(LIMIT))
         clock.wait_looks()
         assert not call.done

@@ -299,7 +299,11 @@ def live_through_everything(transport: FakeTransport, session: Any) -> None:
     )
     eventually(lambda: session.state is SessionState.ONLINE)
     link.end(4001)
-    newest = [one for one in transport.links if one.name.startswith(session.id)][-1]
+    [*_, second] = (one for one in transport.links if one.name.startswith(session.id))
+    second.owner.link_received(second, [ShutdownAnnounced({"type": "shutdown"})])
+    eventually(lambda: second.retired is not None)
+    second.end(1006, missed=True)
+    [*_, newest] = (one for one in transport.links if one.name.startswith(session.id))
     transport.on_open = lambda link: link.end(4410)
     newest.owner.link_received(newest, [ShutdownAnnounced({"type": "shutdown"})])
     eventually(lambda: session.state is SessionState.ONLINE)
