@@ -61,8 +61,9 @@ if TYPE_CHECKING:
     from .meetings.rules import Role
     from .meetings.transcripts import Transcripts
     from .pool.config import WEBEX_HOSTS, PoolConfig
+    from .pool.listening import ALL_SESSIONS
     from .pool.messages import Messages
-    from .pool.pool import ALL_SESSIONS, ConnectionPool
+    from .pool.pool import ConnectionPool
     from .pool.session import Session
     from .pool.sources import Endpoint, StaticToken, Target, TokenProvider
     from .pool.stats import PoolStats, SessionStats
@@ -191,7 +192,8 @@ _HOMES: Final = {
         "meetings.meeting": ["Meeting"],
         "pool.config": ["WEBEX_HOSTS", "PoolConfig"],
         "pool.messages": ["Messages"],
-        "pool.pool": ["ALL_SESSIONS", "ConnectionPool"],
+        "pool.listening": ["ALL_SESSIONS"],
+        "pool.pool": ["ConnectionPool"],
         "pool.session": ["Session"],
         "pool.sources": ["Endpoint", "StaticToken", "Target", "TokenProvider"],
         "pool.stats": ["PoolStats", "SessionStats"],

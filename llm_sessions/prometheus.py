@@ -5,17 +5,17 @@ Nothing runs between scrapes and nothing is done for a message: each scrape asks
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-try:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-    from prometheus_client.registry import Collector
-except ModuleNotFoundError as exc:
+if importlib.util.find_spec("prometheus_client") is None:
     raise ModuleNotFoundError(
-        "llm_sessions.prometheus needs more: pip install 'llm-sessions[prometheus]'", name=exc.name
-    ) from exc
+        "llm_sessions.prometheus needs more: pip install 'llm-sessions[prometheus]'", name="prometheus_client"
+    )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from .errors import ConfigurationError, PoolClosed
 from .pool.pool import ConnectionPool

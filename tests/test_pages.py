@@ -25,7 +25,7 @@ from tests.documents import ROOT, blocks, languages, read, table_rows
 from tests.support import LONG, Background
 
 # Others are not run, so they are no languages that a page may have code in.
-KNOWN = {"python", "console", "text", "mermaid", ""}
+KNOWN = {"python", "console", "text", "mermaid", "promql", ""}  # promql: `test_monitoring_docs.py`
 
 
 def markdown() -> list[str]:

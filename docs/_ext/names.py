@@ -30,7 +30,8 @@ NOT_MADE_BY_USERS = {
 
 # What the reference says in place of types that are the library's own business.
 PRIVATE_TYPES = {
-    "str | ~llm_sessions.pool.pool._Marker": "SessionId",
+    "str | ~llm_sessions.pool.listening._Marker": "SessionId",
+    "~llm_sessions.pool.listening.Whose | ~llm_sessions.pool.listening._Marker": "SessionId",
     "float | None | ~llm_sessions.pool.session._Default": "Timeout",
 }
 # What the docstrings leave unsaid, since nearly every method would say it.

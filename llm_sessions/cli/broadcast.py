@@ -69,8 +69,9 @@ class Broadcast:
         for key in sessions:
             self._plan_fault(key)
         self._leaving: list[_Leaving] = []
-        self.published = dict.fromkeys((*sessions, self.DEVICES), 0)
-        self.dropped = self.replaced = 0
+        self.published: dict[str, int] = dict.fromkeys((*sessions, self.DEVICES), 0)
+        self.dropped: int = 0
+        self.replaced: int = 0
 
     @property
     def done(self) -> bool:

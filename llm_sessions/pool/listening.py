@@ -210,9 +210,10 @@ class PoolEvents(Generic[Whose]):
         Args:
             event: `online`, `offline`, `offline.transient`, `offline.permanent`, `offline.replaced`,
                 `disconnected`, `connection_failed`, `sequence-mismatch`, `switchover-loss`,
-                `ping-pong-latency`, `event:mercury_shutdown_imminent`, `…_switchover_complete`, `…_switchover_failed`; or
-                `event`, `event:<namespace>`, `event:<namespace>.<name>` for envelopes. With `:<session id>`
-                at its end, another session's; type checkers understand `session_id` better.
+                `ping-pong-latency`, `event:mercury_shutdown_imminent`, `…_switchover_complete`,
+                `…_switchover_failed`; or `event`, `event:<namespace>`, `event:<namespace>.<name>` for
+                envelopes. With `:<session id>` at its end, another session's; type checkers understand
+                `session_id` better.
             callback: Takes the payload: an `Envelope`, or the event's own class. A session's callbacks run
                 one after another, not always on the same thread; see `Session.on`. None to use this as a
                 decorator.
