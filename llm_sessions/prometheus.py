@@ -15,7 +15,6 @@ if importlib.util.find_spec("prometheus_client") is None:
         "llm_sessions.prometheus needs more: pip install 'llm-sessions[prometheus]'", name="prometheus_client"
     )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from .errors import ConfigurationError, PoolClosed
 from .pool.pool import ConnectionPool
@@ -44,7 +43,7 @@ _COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-class PoolCollector(Collector):
+class PoolCollector:
     """The numbers of one or several pools as metrics, for the registry of a Prometheus client.
 
     Every counter has one series per session, and one with `session=""` for all other sessions of the pool
