@@ -12,7 +12,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format docs compat dist bench duplex flood switchover chaos clean
+.PHONY: help demo picture test check format docs compat dist bench duplex flood switchover chaos clean
 
 ASK_VERSION := import pip, sys; print("%d.%d" % sys.version_info[:2])
 VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -38,6 +38,9 @@ help: ## list the targets
 
 demo: $(DEMO) ## install into .venv-demo and show a pool at work, against a local server
 	@$(DEMO_VENV)/bin/llm-sessions demo $(ARGS)
+
+picture: $(DEV) ## run the demo and draw docs/demo.svg, the picture of it in README.md
+	@$(VENV)/bin/python tools/draw_demo.py docs/demo.svg
 
 test: $(DEV) ## the whole test suite
 	@$(RUN) pytest $(ARGS)

@@ -20,8 +20,15 @@ def version() -> str:
 
 
 def readme() -> str:
+    """Return the README as an index can show it.
+
+    An index resolves no relative address, and the files of the project have no other one yet. So a picture of
+    ours is left out, and a link to a file or a heading becomes its text. The sdist has the files.
+    """
     path = HERE / "README.md"
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = re.sub(r"^!\[[^\]]*\]\((?!https:)[^)]*\)\n\n", "", text, flags=re.M)
+    return re.sub(r"(?<!!)\[([^\]\n]+)\]\((?!https:)[^)\s]+\)", r"\1", text)
 
 
 RUNTIME = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -13,12 +14,12 @@ import pytest
 import responses
 from responses import matchers
 
-from llm_sessions import Captions
+from llm_sessions import Captions, __version__
 from llm_sessions.protocol.state import SessionState
 from llm_sessions.testing.captions import CaptionService, Webinar
 from llm_sessions.testing.server import LocalServer
 from llm_sessions.testing.server_connection import ServerConnection
-from tests.documents import blocks, read
+from tests.documents import ROOT, blocks, read, table_rows
 from tests.support import LONG, Background, called
 
 README = read("README.md")
@@ -51,10 +52,14 @@ def test_one_session(main_server: LocalServer) -> None:
     main_server.wait_live("main")
     main_server.publish({"text": "hello"}, session="main")
     connection = main_server.live("main")[0]
-    main_server.wait_for(lambda: any(one.get("type") == "publishRequest" for one in connection.received))
     main_server.wait_for(lambda: len(connection.acks) >= 3)  # ready, pong, caption
     main_server.close_session("main", code=1000, reason="the meeting is over")
-    assert running.result() == "hello\n"
+    [line] = running.result().splitlines()
+    assert ast.literal_eval(line)["text"] == "hello"
+
+
+def test_the_ten_lines_are_ten_at_most() -> None:
+    assert "## Ten lines" in README and len(BLOCKS[0].splitlines()) <= 10
 
 
 def test_several_sessions(main_server: LocalServer) -> None:
@@ -139,3 +144,48 @@ def test_there_is_no_code_that_no_test_runs() -> None:
 def test_the_states_are_the_real_ones() -> None:
     row = next(line for line in README.splitlines() if line.startswith("| **States**"))
     assert re.findall(r"`([a-z]+)`", row) == [state.value for state in SessionState]
+
+
+# The table of other clients
+
+PEERS = read("docs/explanation/peers.md")
+TABLE = README.partition("## Beside others")[2].partition("\n## ")[0]
+
+
+def heads() -> list[str]:
+    """Return the names and versions at the top of the table, without their links."""
+    [head] = [line for line in TABLE.splitlines() if line.startswith("| | ")]
+    return re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", head).strip("| ").split(" | ")
+
+
+def test_the_page_on_other_clients_is_about_those_of_the_table() -> None:
+    ours, *others = heads()
+    assert __version__.startswith(ours.removeprefix("llm-sessions ") + ".")
+    assert len(others) == 5
+    looked_up = PEERS.partition("\n\n")[2].partition("\n\n")[0].replace("\n", " ")
+    for name in others:
+        assert re.sub(r",.*", "", name) in looked_up, name
+
+
+def test_each_row_of_the_table_has_its_sources() -> None:
+    rows = table_rows(TABLE)
+    assert len(rows) > 8 and all(len(row) == 1 + len(heads()) and all(row) for row in rows)
+    sections = re.findall(r"^## (.*)$", PEERS, re.MULTILINE)
+    told = {part for section in sections for part in section.lower().split(", and ")}
+    assert [name for name in (row[0].strip("*").lower() for row in rows) if name not in told] == []
+
+
+def test_what_the_table_says_of_us() -> None:
+    ours = {row[0].strip("*"): row[1] for row in table_rows(TABLE)}
+    setup = read("setup.py")
+    minors = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', setup)
+    assert ours["Runs on"] == f"Python 3.{minors[0]} to 3.{minors[-1]}; Linux, macOS"
+    assert f'- {ours["Calls itself"].capitalize()}"' in setup
+
+
+def test_the_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https:)([^)\s]+)\)", README)
+    assert len(links) > 30
+    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    places = {f"#{heading.lower().replace(' ', '-')}" for heading in headings}
+    assert [link for link in links if link not in places and not (ROOT / link).exists()] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -77,3 +78,19 @@ def test_what_the_suite_needs_is_in_dev(metadata: dict[str, Any]) -> None:
     # pip resolves them together: what users get has to fit what we test with.
     for name in set(extras) - OURS:
         assert set(extras[name]) <= set(extras["dev"]), name
+
+
+def test_what_an_index_shows_has_no_address_that_it_cannot_resolve(metadata: dict[str, Any]) -> None:
+    shown = metadata["long_description"]
+    addresses = re.findall(r"\]\(([^)\s]+)\)", shown)
+    assert len(addresses) >= 5  # of other clients
+    assert [one for one in addresses if not one.startswith("https:")] == []
+    assert "![" not in shown and "docs/demo.svg" not in shown
+    assert "\n- Tutorial: from zero to captions" in shown  # a link that became its text
+
+
+def test_an_index_shows_the_code_of_the_readme_as_it_is(metadata: dict[str, Any]) -> None:
+    code = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(code.findall(readme)) > 5
+    assert code.findall(metadata["long_description"]) == code.findall(readme)
