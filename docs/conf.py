@@ -14,7 +14,7 @@ author = "the llm_sessions authors"
 copyright = author  # noqa: A001  # the name that Sphinx asks for
 release = version = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "names", "pictures"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "names", "pictures", "tables"]
 exclude_patterns = ["_build"]
 nitpicky = True
 default_role = "word"  # of _ext/names.py

@@ -53,6 +53,14 @@ def only_one(lock: Path) -> Iterator[None]:
         yield
 
 
+def final_captions(envelope: Envelope) -> list[str]:
+    """Return the captions in a message that stay as they are; none if it is about something else."""
+    payload = envelope.data.get("voiceaPayload", {})
+    if payload.get("type") != "transcript_final_result":
+        return []
+    return [one["text"] for one in payload["transcripts"]]
+
+
 def collect(url: str, token: str, output: TextIO, seconds: float, count: int | None) -> int:
     """Write captions to `output`, one a line; return how many.
 
@@ -75,9 +83,10 @@ def collect(url: str, token: str, output: TextIO, seconds: float, count: int | N
                 break
             if isinstance(found, Offline):
                 raise session.last_error or SessionError(session.id, "it ended")
-            line = {"id": found.id, "at": time.time(), "text": found.data.get("text")}
-            output.write(json.dumps(line, ensure_ascii=False) + "\n")
-            written += 1
+            for text in final_captions(found):
+                line = {"id": found.id, "at": time.time(), "text": text}
+                output.write(json.dumps(line, ensure_ascii=False) + "\n")
+                written += 1
     return written
 
 
@@ -114,12 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def rehearse(options: argparse.Namespace) -> int:
     """Run against a server of our own that says three things, of which two are wanted."""
+    from llm_sessions.testing.captions import CaptionService
     from llm_sessions.testing.server import LocalServer
 
     def speak() -> None:
+        service = CaptionService(server)
         server.wait_live("captions")
         for text in ("one", "two", "three"):
-            server.publish({"text": text}, session="captions")
+            service.transcript(text, session="captions")
 
     with tempfile.TemporaryDirectory() as folder, LocalServer() as server:
         options.output, options.count = Path(folder) / "captions.jsonl", 2

@@ -42,6 +42,14 @@ from llm_sessions import (
 logger = logging.getLogger(__name__)
 
 
+def final_captions(envelope: Envelope) -> list[str]:
+    """Return the captions in a message that stay as they are; none if it is about something else."""
+    payload = envelope.data.get("voiceaPayload", {})
+    if payload.get("type") != "transcript_final_result":
+        return []
+    return [one["text"] for one in payload["transcripts"]]
+
+
 class Captions:
     """The latest captions of a session, heard in the background.
 
@@ -93,7 +101,7 @@ class Captions:
 
     def _hear(self, envelope: Envelope) -> None:
         with self._lock:
-            self._texts.append(str(envelope.data.get("text", "")))
+            self._texts.extend(final_captions(envelope))
 
 
 def as_json(stats: PoolStats) -> dict[str, Any]:
@@ -123,11 +131,12 @@ def create_app(captions: Captions | None = None) -> Flask:
 
 
 def main() -> None:
+    from llm_sessions.testing.captions import CaptionService
     from llm_sessions.testing.server import LocalServer
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs each request
     with LocalServer() as server:
-        captions = Captions(server.url("captions"), "any-token")
+        service, captions = CaptionService(server), Captions(server.url("captions"), "any-token")
         web = make_server("127.0.0.1", 0, create_app(captions), threaded=True)
         serving = threading.Thread(target=web.serve_forever)
         serving.start()
@@ -140,7 +149,7 @@ def main() -> None:
         print("captions at first:", ask("captions")["captions"])
         server.wait_live("captions")
         for text in ("Welcome, everyone.", "Can everybody hear me?"):
-            server.publish({"text": text}, session="captions")
+            service.transcript(text, session="captions")
         heard: list[str] = []
         while len(heard) < 2:
             time.sleep(0.05)

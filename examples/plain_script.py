@@ -14,7 +14,15 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from llm_sessions import ConnectionLost, ConnectionPool, SessionError
+from llm_sessions import ConnectionLost, ConnectionPool, Envelope, SessionError
+
+
+def final_captions(envelope: Envelope) -> list[str]:
+    """Return the captions in a message that stay as they are; none if it is about something else."""
+    payload = envelope.data.get("voiceaPayload", {})
+    if payload.get("type") != "transcript_final_result":
+        return []
+    return [one["text"] for one in payload["transcripts"]]
 
 
 def show_captions(url: str, token: str) -> None:
@@ -24,8 +32,8 @@ def show_captions(url: str, token: str) -> None:
             pool.connect(url, session.id, timeout=30)
             print("connected")
             for envelope in messages:
-                if envelope.event_type == "relay.event":
-                    print(envelope.data.get("text"))
+                for text in final_captions(envelope):
+                    print(text)
 
 
 def main() -> None:
@@ -46,12 +54,14 @@ def main() -> None:
 @contextlib.contextmanager
 def rehearsal() -> Iterator[str]:
     """A server in the place of Webex, where two things are said before it closes; yields a session's URL."""
+    from llm_sessions.testing.captions import CaptionService
     from llm_sessions.testing.server import LocalServer
 
     def speak(server: LocalServer) -> None:
+        service = CaptionService(server)
         server.wait_live("captions")
         for text in ("Welcome, everyone.", "That was it, thank you."):
-            server.publish({"text": text}, session="captions")
+            service.transcript(text, session="captions")
         server.close_session("captions", code=1000, reason="the meeting is over")
 
     with LocalServer() as server:

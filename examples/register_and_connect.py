@@ -57,10 +57,10 @@ def main() -> None:
 
         with session.messages(timeout=10) as messages:
             if server is not None:
-                server.publish({"text": "a caption"}, session="main")
+                server.publish({"relayType": "react", "reaction": {"type": "heart"}}, session="main")
             for envelope in messages:
-                print("heard:", envelope.event_type, envelope.data.get("text"))
-                if server is not None and "text" in envelope.data:
+                print("heard:", envelope.event_type, envelope.data.get("relayType", "-"))
+                if server is not None and envelope.event_type == "relay.event":
                     break
 
 

@@ -50,9 +50,18 @@ def configure_logging() -> None:
     logging.getLogger("llm_sessions.connection").setLevel(logging.WARNING)  # at DEBUG: each message
 
 
+def final_captions(envelope: Envelope) -> list[str]:
+    """Return the captions in a message that stay as they are; none if it is about something else."""
+    payload = envelope.data.get("voiceaPayload", {})
+    if payload.get("type") != "transcript_final_result":
+        return []
+    return [one["text"] for one in payload["transcripts"]]
+
+
 def hear(envelope: Envelope) -> None:
     about = {"session_id": envelope.session_id}
-    logger.info("caption: %s", envelope.data.get("text"), extra=about)
+    for text in final_captions(envelope):
+        logger.info("caption: %s", text, extra=about)
 
 
 def serve(url: str, token: str, stop: threading.Event) -> int:
@@ -112,7 +121,9 @@ def rehearsal() -> Iterator[str]:
     def say(server: LocalServer, text: str) -> None:
         # Its first acknowledgement is that of having heard that it is online.
         server.wait_for(lambda: any(one.acks for one in server.live("captions")))
-        server.publish({"text": text}, session="captions", id=text)
+        caption = {"type": "transcript_final_result", "transcripts": [{"text": text}]}
+        event = {"relayType": "voicea.transcription", "voiceaPayload": caption}
+        server.publish(event, session="captions", id=text)
         server.wait_for(lambda: any(text in one.acks for one in server.connections("captions")))
 
     def play(server: LocalServer) -> None:

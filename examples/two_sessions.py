@@ -39,10 +39,10 @@ def main() -> None:
         print(client.register_and_connect(locus, practice_url, session_id=LLM_PRACTICE_SESSION))
 
         if server is not None:
-            server.publish({"text": "a caption of the main meeting"}, session="main")
-            server.publish({"text": "a caption of the practice session"}, session="practice")
-        print("main:    ", main_heard.get(timeout=60).data.get("text"))
-        print("practice:", practice_heard.get(timeout=60).data.get("text"))
+            server.publish({"relayType": "react", "reaction": {"type": "heart"}}, session="main")
+            server.publish({"relayType": "react", "reaction": {"type": "smile"}}, session="practice")
+        print("main:    ", main_heard.get(timeout=60).data)
+        print("practice:", practice_heard.get(timeout=60).data)
 
         # It goes out on the practice session while that is online, and on the default one after that.
         client.publish({"relayType": "client.annc", "clientPayload": {"version": "v2"}})
@@ -50,8 +50,8 @@ def main() -> None:
         client.publish({"relayType": "client.annc", "clientPayload": {"version": "v2"}})
         print("online:  ", [name for name, channel in client.connections().items() if channel.online])
         if server is not None:
-            server.publish({"text": "and the main meeting goes on"}, session="main")
-        print("main:    ", main_heard.get(timeout=60).data.get("text"))
+            server.publish({"relayType": "react", "reaction": {"type": "applause"}}, session="main")
+        print("main:    ", main_heard.get(timeout=60).data)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_one_session(meeting: LocalServer) -> None:
     meeting.publish({"text": "hello"}, session="main")
     meeting.wait_for(lambda: len(connection.acks) >= 3)  # ready, pong, caption
     meeting.close_session("main", code=1000, reason="the meeting is over")
-    assert sorted(running.result()) == ["True True", "main: hello"]
+    assert sorted(running.result()) == ["True True", "main: {'eventType': 'relay.event', 'text': 'hello'}"]
 
 
 def test_several_sessions(meeting: LocalServer) -> None:

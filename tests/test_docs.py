@@ -122,7 +122,7 @@ def test_the_tests_of_the_page_on_testing_pass(
 def test_there_is_no_code_on_testing_that_no_test_runs() -> None:
     assert BLOCKS and all(TESTS)
     assert sorted(languages(TESTING)) == ["console"] + ["python"] * len(BLOCKS)
-    assert blocks(TESTING, "console") == ["$ pip install 'llm-sessions[testing]'\n"]
+    assert blocks(TESTING, "console") == ["$ pip install pytest 'llm-sessions[testing]'\n"]
 
 
 def section(title: str) -> str:

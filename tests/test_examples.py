@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from llm_sessions import Envelope
 from llm_sessions.testing.server import LocalServer
 from tests.documents import ROOT, read, table_rows
 from tests.processes.script import Script
@@ -47,7 +48,7 @@ EXPECTED = {
         "both steps were timed: True True",
         "registrations: 1",
         "registrations after a reconnect: 2",
-        "heard: relay.event a caption",
+        "heard: relay.event react",
     ],
     "webinar_captions.py": [
         "main: captions in de, en, es, fr",
@@ -63,10 +64,10 @@ EXPECTED = {
     "two_sessions.py": [
         "<Session 'llm-default-session' online>",
         "<Session 'llm-practice-session' online>",
-        "main:     a caption of the main meeting",
-        "practice: a caption of the practice session",
+        "main:     {'eventType': 'relay.event', 'relayType': 'react', 'reaction': {'type': 'heart'}}",
+        "practice: {'eventType': 'relay.event', 'relayType': 'react', 'reaction': {'type': 'smile'}}",
         "online:   ['llm-default-session']",
-        "main:     and the main meeting goes on",
+        "main:     {'eventType': 'relay.event', 'relayType': 'react', 'reaction': {'type': 'applause'}}",
     ],
     "plain_script.py": ["connected", "Welcome, everyone.", "the server ended it: the meeting is over"],
     "service.py": [
@@ -158,6 +159,13 @@ def in_earnest(server: LocalServer, token: str = "good") -> dict[str, str]:
     return {"WEBEX_URL": server.url("captions"), "WEBEX_TOKEN": token}
 
 
+def caption(text: str, *, final: bool = True) -> dict[str, Any]:
+    """The relay event of a caption, as the service sends it."""
+    kind = "transcript_final_result" if final else "transcript_interim_results"
+    payload = {"type": kind, "transcript_id": "1", "transcripts": [{"text": text}]}
+    return {"relayType": "voicea.transcription", "voiceaPayload": payload}
+
+
 def say(server: LocalServer, *texts: str, session: str = "captions") -> None:
     """Publish, and wait until the client has acknowledged it.
 
@@ -166,7 +174,7 @@ def say(server: LocalServer, *texts: str, session: str = "captions") -> None:
     """
     server.wait_for(lambda: any(one.acks for one in server.live(session)), LONG)
     for text in texts:
-        server.publish({"text": text}, session=session, id=f"{session}-{text}")
+        server.publish(caption(text), session=session, id=f"{session}-{text}")
     last = f"{session}-{texts[-1]}"
     server.wait_for(lambda: any(last in one.acks for one in server.connections(session)), LONG)
 
@@ -190,6 +198,42 @@ def nowhere() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"ws://127.0.0.1:{bound.getsockname()[1]}/captions"
+
+
+CAPTIONS = ["plain_script", "service", "flask_captions", "cron_job"]
+
+
+def module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_captions_are_what_the_service_calls_so_and_nothing_else(name: str) -> None:
+    read_one = module(name).final_captions
+    others: list[dict[str, Any]] = [
+        {"relayType": "react", "reaction": {"type": "heart"}},
+        {"relayType": "voicea.transcription", "voiceaPayload": {"type": "eva_wake"}},
+        caption("hel", final=False),
+        {},
+    ]
+    assert read_one(Envelope("captions", {"data": caption("hello")})) == ["hello"]
+    assert [read_one(Envelope("captions", {"data": data})) for data in others] == [[]] * len(others)
+
+
+def test_the_bot_is_tested_as_its_text_says() -> None:
+    """The settings above it, of our own tests, ask for plugins that the extra `examples` does not bring."""
+    without = ["-p", "no:cacheprovider", "-p", "no:timeout"]
+    command = [sys.executable, "-m", "pytest", "-q", *without, "examples/test_my_bot.py"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=2 * LONG, env=environment(), cwd=ROOT, check=False
+    )
+    assert done.returncode == 0 and "6 passed" in done.stdout, done.stdout
+    settings = read("examples/pytest.ini").splitlines()
+    assert [line for line in settings if not line.startswith("#")] == ["[pytest]"]
 
 
 def test_the_script_is_refused(server: LocalServer) -> None:
@@ -298,7 +342,8 @@ def test_a_job_that_was_killed_leaves_no_lock_and_no_half_line(server: LocalServ
 def recorded(file: Path) -> list[tuple[str, str]]:
     with contextlib.closing(sqlite3.connect(file)) as database:
         query = "SELECT session, raw FROM events WHERE event_type = 'relay.event' ORDER BY rowid"
-        return [(session, json.loads(raw)["data"]["text"]) for session, raw in database.execute(query)]
+        rows = [(session, json.loads(raw)["data"]) for session, raw in database.execute(query)]
+    return [(session, data["voiceaPayload"]["transcripts"][0]["text"]) for session, data in rows]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -379,11 +424,7 @@ def test_the_recorder_ends_when_it_cannot_write(server: LocalServer, tmp_path: P
 
 @pytest.fixture
 def flask_captions() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("flask_captions", FOLDER / "flask_captions.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module("flask_captions")
 
 
 def test_the_application_with_the_test_client(server: LocalServer, flask_captions: ModuleType) -> None:

@@ -243,7 +243,6 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_a_file_for_each_session(tmp_path: Path) -> None:
-    (tmp_path / "logs").mkdir()
     assert run(recipe("A file for each session"), tmp_path) == ""
     [file] = (tmp_path / "logs").iterdir()
     text = file.read_text(encoding="utf-8")

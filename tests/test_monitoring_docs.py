@@ -44,6 +44,10 @@ def test_the_code_is_scraped_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
         exec(compile(blocks(PAGE)[0], "monitoring.md", "exec"), page)
         try:
             port = page["web"].server_port
+            shown = blocks(PAGE, "console")[1].splitlines()[1:]
+            eventually(
+                lambda: [one for one in fetch(port).splitlines() if "messages_received" in one] == shown
+            )
             server.publish({"text": "hello"}, session="main")
             main = 'llm_sessions_messages_received_total{pool="captions",session="main"} 2.0'
             eventually(lambda: main in fetch(port))  # ready, hello
@@ -89,5 +93,7 @@ def test_queries_name_metrics_labels_and_states_that_exist() -> None:
 
 
 def test_there_is_no_code_that_no_test_runs() -> None:
-    assert languages(PAGE) == ["console", "python", "promql"]
-    assert blocks(PAGE, "console") == ["$ pip install 'llm-sessions[prometheus]'\n"]
+    assert languages(PAGE) == ["console", "python", "console", "promql"]
+    install, scrape = blocks(PAGE, "console")
+    assert install == "$ pip install 'llm-sessions[prometheus]'\n"
+    assert scrape.startswith("$ curl -s http://127.0.0.1:$METRICS_PORT/metrics | grep messages_received\n")

@@ -160,7 +160,7 @@ def test_the_front_page() -> None:
             server.wait_for(lambda: len(connection.acks) > count)  # noqa: B023  # waited for at once
         server.close_session("main", code=1000, reason="the meeting is over")
         running.result()
-    assert set(printed.getvalue().splitlines()) == {"hello"}
+    assert set(printed.getvalue().splitlines()) == {"{'eventType': 'relay.event', 'text': 'hello'}"}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

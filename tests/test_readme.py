@@ -8,17 +8,16 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import responses
 from responses import matchers
 
-from llm_sessions import Captions, __version__
+from llm_sessions import Captions, Session, __version__
+from llm_sessions.pool.messages import Messages
 from llm_sessions.protocol.state import SessionState
 from llm_sessions.testing.captions import CaptionService, Webinar
 from llm_sessions.testing.server import LocalServer
-from llm_sessions.testing.server_connection import ServerConnection
 from tests.documents import ROOT, blocks, read, table_rows
 from tests.support import LONG, Background, called
 
@@ -71,12 +70,16 @@ def test_several_sessions(main_server: LocalServer) -> None:
     assert [(one.close_code, one.close_reason) for one in main] == [(1000, "Done")]
 
 
-def test_fetching(main_server: LocalServer) -> None:
-    def answer(connection: ServerConnection, message: dict[str, Any]) -> None:
-        for text in ("hello", "goodbye") if message.get("type") == "publishRequest" else ():
-            connection.send_json({"id": text, "data": {"eventType": "relay.event", "text": text}})
+def test_fetching(main_server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Session.messages
 
-    main_server.on_message(answer)
+    def messages(session: Session, timeout: float | None) -> Messages:
+        found = opened(session, timeout=timeout)
+        for kind in ("hello", "goodbye"):  # from here on
+            main_server.publish({"relayType": kind})
+        return found
+
+    monkeypatch.setattr(Session, "messages", messages)
     printed = run(BLOCKS[2]).splitlines()
     assert printed[-3:] == ["relay.event hello", "relay.event goodbye", "3 messages came"]
 

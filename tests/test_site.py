@@ -184,6 +184,23 @@ def test_pictures_are_drawn(site: Path) -> None:
         assert "-->>" not in html and "-&gt;&gt;" not in html
 
 
+@needs_sphinx
+def test_long_names_in_tables_may_break_and_are_copied_whole(site: Path) -> None:
+    html = (site / "how-to" / "reconnects.html").read_text(encoding="utf-8")
+    [cell] = re.findall(r"<td><p><code[^>]*>((?:(?!</code>).)*imminent.*?)</code>", html)
+    assert re.sub(r"<(?!wbr)[^>]*>", "", cell) == "event:<wbr>mercury_<wbr>shutdown_<wbr>imminent"
+
+
+def test_where_a_long_name_may_break() -> None:
+    pieces = extension("tables").pieces
+    assert pieces("event:mercury_shutdown_imminent") == ["event:", "mercury_", "shutdown_", "imminent"]
+    assert pieces("mercury.hasConnectedSockets(id)") == ["mercury.", "has", "Connected", "Sockets(id)"]
+    assert pieces("offline.transient") == ["offline.transient"]
+    assert pieces("close_session(session, code=1000)") == ["close_", "session(session, code=1000)"]
+    for text in ("", "two words", "__all__"):
+        assert pieces(text) == [text]
+
+
 # The pictures themselves
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from ..testing.server import LocalServer, ServerTimeout
 from .broadcast import Broadcast
 from .mailbox import Mailbox
+from .meter import plural
 from .output import ClosedPipe, Unwritable, say, write_out
 from .parser import ServeOptions
 from .signals import Signal, Signals
@@ -122,7 +123,7 @@ def _shown(addresses: dict[str, Any], options: ServeOptions) -> str:
     if addresses["ca_file"] is not None:
         rows.append(("CA file", addresses["ca_file"]))
     width = max(len(name) for name, _ in rows)
-    ends = [f"after {options.count} messages a session"] if options.count is not None else []
+    ends = [f"after {plural(options.count, 'message')} a session"] if options.count is not None else []
     ends += [f"after {options.seconds:g} s"] if options.seconds is not None else []
     return "\n".join(
         [

@@ -7,6 +7,7 @@ runs on threads named `llm-server-…`: one that accepts, and one for each conne
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import socket
 import ssl
@@ -16,6 +17,11 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+if importlib.util.find_spec("wsproto") is None:
+    raise ModuleNotFoundError(
+        "LocalServer needs wsproto, which is not installed: pip install 'llm-sessions[testing]'",
+        name="wsproto",
+    )
 from llm_sessions.testing import server_checks as checks
 from llm_sessions.testing._managed import Managed
 from llm_sessions.testing.rest import RestRequest, RestService, make_token

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from llm_sessions.testing import _entry_point, pytest_plugin
+from tests.support import LONG
 
 pytest_plugins = ["pytester"]
 
@@ -126,3 +129,19 @@ def test_without_the_extra_only_those_who_need_it_fail(installed: pytest.Pyteste
     text = f"LocalServer needs {missing}, which is not installed: pip install 'llm-sessions[[]testing]'"
     result.stdout.fnmatch_lines([text] * errors)
     result.stdout.no_fnmatch_line("*No module named*")
+
+
+def test_without_the_extra_the_server_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["wsproto"] = None
+try:
+    import llm_sessions.testing.server
+except ModuleNotFoundError as exc:
+    print(exc.name, exc)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=LONG, check=False
+    )
+    said = "LocalServer needs wsproto, which is not installed: pip install 'llm-sessions[testing]'"
+    assert (done.stdout, done.stderr) == (f"wsproto {said}\n", "")
