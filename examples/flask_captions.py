@@ -6,13 +6,15 @@ runs against a server of its own, asks the application what it shows, and ends. 
 WEBEX_TOKEN in the environment:
 
     flask --app examples/flask_captions.py run
-    gunicorn 'examples.flask_captions:create_app()'
+    gunicorn --worker-class gthread --workers 2 'examples.flask_captions:create_app()'
 
     GET /captions    the latest captions, oldest first
     GET /stats       what the pool of the process that answers has counted
 
 A pool belongs to the process that made it, and servers fork their workers, often after the application was
-made. So each process makes its own with the first request that it answers, and has a socket of its own.
+made (gunicorn's --preload). So each process makes its own with the first request that it answers, and has a
+socket of its own, which is closed when the worker ends. A child forgets whatever its parent had: a lock that
+another thread held at the fork would never be released in it.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from llm_sessions import (
     LLMSessionsError,
     PoolClosed,
     PoolStats,
+    SessionState,
 )
 
 logger = logging.getLogger(__name__)
@@ -60,9 +63,13 @@ class Captions:
     """
 
     def __init__(self, url: str, token: str, keep: int = 50) -> None:
-        self._url, self._token = url, token
+        self._url, self._token, self._keep = url, token, keep
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()  # listeners run on the session's thread, requests on others
-        self._texts: collections.deque[str] = collections.deque(maxlen=keep)
+        self._texts: collections.deque[str] = collections.deque(maxlen=self._keep)
         self._pool: ConnectionPool | None = None
 
     def start(self) -> None:
@@ -93,7 +100,10 @@ class Captions:
 
     def _connect(self, pool: ConnectionPool) -> None:
         try:
-            pool.connect(self._url, "captions", timeout=None)  # tries until it is online, and reconnects
+            session = pool.connect(self._url, "captions", timeout=None)  # tries until it is online
+            session.wait_closed()  # it reconnects by itself meanwhile
+            if session.state is SessionState.OFFLINE:  # and not closed by us
+                logger.error("there are no captions any more: %s", session.last_error)
         except (ConnectCancelled, PoolClosed):
             pass  # the process ends
         except LLMSessionsError as exc:

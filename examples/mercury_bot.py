@@ -3,21 +3,23 @@
     python examples/mercury_bot.py
 
 runs against a server of its own, where somebody says two things. With WEBEX_TOKEN in the environment, the
-token of a bot, it answers people on Webex until one of them says "bye".
+token of a bot, it answers people on Webex until one of them says "bye", or its session has ended for good.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import requests
 
-from llm_sessions import ConnectionPool, DeviceRegistration, Envelope
+from llm_sessions import ConnectionPool, DeviceRegistration, Envelope, SessionState
 from llm_sessions.testing.server import LocalServer
 
 API = "https://webexapis.com/v1"
@@ -63,21 +65,27 @@ def bot(rooms: Webex | Rehearsal, over: threading.Event) -> Callable[[Envelope],
         message = rooms.read(activity)
         if message is None:
             return
-        answer = f"You said {message['text']!r}."
-        print(f"heard {message['text']!r}, answer: {answer}")
+        text = message.get("text", "")  # there is none if it is only a file
+        answer = f"You said {text!r}."
+        print(f"heard {text!r}, answer: {answer}")
         rooms.write(message["roomId"], answer)
-        if message["text"].lower().endswith("bye"):
+        if text.lower().endswith("bye"):
             over.set()
 
     return answer
 
 
-def main() -> None:
+def main() -> int:
+    logging.basicConfig(
+        level=logging.WARNING
+    )  # among others what `answer` raises: Webex may refuse to be asked
     over = threading.Event()
     with contextlib.ExitStack() as stack:
         token = os.environ.get("WEBEX_TOKEN")
         server = None if token else stack.enter_context(LocalServer())
-        options = {} if server is None else {"catalog_url": f"{server.base_url}/u2c/api/v1/catalog"}
+        options: dict[str, Any] = {}
+        if server is not None:
+            options["catalog_url"] = f"{server.base_url}/u2c/api/v1/catalog"
         rooms = Webex(token) if token else Rehearsal()
         # Left in this order: the pool is closed, and then the device deleted.
         device = stack.enter_context(
@@ -85,14 +93,18 @@ def main() -> None:
         )
         pool = stack.enter_context(ConnectionPool())
         pool.on("event:conversation.activity", bot(rooms, over))
-        print(pool.connect(device, timeout=30), "by", device)
+        session = pool.connect(device, timeout=30)
+        print(session, "by", device)
         if server is not None:
             for text in ("hello", "bye"):
                 activity = {"id": text, "verb": "post", "object": {"displayName": text}}
                 server.publish({"activity": activity}, event_type="conversation.activity")
-        while not over.wait(1):  # a wait without a timeout would not hear Ctrl-C on Windows
-            pass
+        while not over.wait(1):  # it reconnects by itself meanwhile
+            if session.state is SessionState.OFFLINE:
+                print("it ended for good:", session.last_error, file=sys.stderr)
+                return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

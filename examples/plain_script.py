@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from llm_sessions import ConnectionLost, ConnectionPool, Envelope, SessionError
+from llm_sessions import ConnectionLost, ConnectionPool, Envelope, LLMSessionsError
 
 
 def final_captions(envelope: Envelope) -> list[str]:
@@ -45,7 +45,7 @@ def main() -> None:
                 show_captions(url, "any-token")
     except ConnectionLost as exc:  # for good; what can be mended by a reconnect is not heard of here
         print("the server ended it:", exc.reason or exc.code)
-    except SessionError as exc:  # refused, unreachable
+    except LLMSessionsError as exc:  # refused, unreachable, no such URL
         sys.exit(f"no captions: {exc}")
     except KeyboardInterrupt:
         print("bye")

@@ -7,14 +7,19 @@ environment, and PRACTICE_URL if there is a second session,
 
     python examples/sqlite_recorder.py events.db
 
-records until Ctrl-C, SIGTERM, or the end of all sessions, and goes on with the file that is there.
+records until Ctrl-C, SIGTERM, SIGHUP, or the end of all sessions, and goes on with the file that is there.
 
 SQLite wants a connection used by the thread that made it, and one writer at a time. So a thread for each
 session fetches its messages into a bounded queue that all share, and the main thread, which owns the
 connection, writes what is in the queue, as one transaction. If the disk is slow the queue fills up, the
 sessions are read no more, and the server waits.
 
-Exit status: 0 after Ctrl-C or SIGTERM, 1 if a session failed or ended for good, 2 for a wrong setting.
+A session that fails is told of at once, and the others go on. A transaction is in the file as a whole or not
+at all. If the file cannot be written, because the disk is full or another program holds it for half a minute,
+that is the end; what was received and not written by then is lost.
+
+Exit status: 0 after a signal, 1 if all sessions failed or ended for good, 2 for a wrong setting, 74 if the
+file cannot be written.
 """
 
 from __future__ import annotations
@@ -33,7 +38,14 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from llm_sessions import ConnectionPool, Envelope, LLMSessionsError
+from llm_sessions import (
+    ConfigurationError,
+    ConnectCancelled,
+    ConnectionPool,
+    Envelope,
+    LLMSessionsError,
+    PoolClosed,
+)
 
 # A message that comes again, after a reconnect or from another recorder, is there already. One without an id
 # cannot be known again, and is kept each time: NULLs are never equal.
@@ -69,7 +81,11 @@ class Recorder:
         self.errors: list[Exception] = []
 
     def run(self, sessions: Mapping[str, str]) -> int:
-        """Connect the sessions, by id and URL; record until they have ended; return how many rows are new."""
+        """Connect the sessions, by id and URL; record until they have ended; return how many rows are new.
+
+        Raises:
+            sqlite3.Error: If the file cannot be written; the sessions are closed.
+        """
         with contextlib.closing(sqlite3.connect(self._file, timeout=30)) as database:
             database.execute("PRAGMA journal_mode = WAL")  # others can read meanwhile
             with database:
@@ -94,7 +110,10 @@ class Recorder:
                 # Ends when the pool is closed, with what came before.
                 for envelope in messages:
                     self._rows.put(self._row(envelope))
+        except (ConnectCancelled, PoolClosed):
+            pass  # closed by us while it was connecting
         except LLMSessionsError as exc:
+            print(exc, file=sys.stderr)  # now: the others may go on for days
             self.errors.append(exc)
         finally:
             self._rows.put(None)
@@ -129,27 +148,33 @@ class Recorder:
 
 
 def record(file: Path, sessions: Mapping[str, str], token: str) -> int:
-    """Record until Ctrl-C or SIGTERM, or until all sessions have ended; return the exit status."""
+    """Record until a signal comes, or until all sessions have ended; return the exit status."""
     stop = threading.Event()
     # Nothing is interrupted: no transaction, and no message between the queue and the file. The main thread
     # looks at this Event but never waits for it: set() in the middle of its own wait() may wait for itself.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    with ConnectionPool(token) as pool:
-        recorder = Recorder(file, pool, stop)
-        new = recorder.run(sessions)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # which nohup means
+            signal.signal(number, lambda *_: stop.set())
+    try:
+        with ConnectionPool(token) as pool:
+            recorder = Recorder(file, pool, stop)
+            new = recorder.run(sessions)
+    except ConfigurationError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    except sqlite3.Error as exc:
+        print(f"{file}: {exc}", file=sys.stderr)
+        return os.EX_IOERR
     print(f"{new} new events in {file.name}")
     if stop.is_set():
         return 0
-    for error in recorder.errors:
-        print(error, file=sys.stderr)
-    return 1
+    return 2 if any(isinstance(error, ConfigurationError) for error in recorder.errors) else 1
 
 
 def main() -> int:
-    if "WEBEX_URL" not in os.environ:
+    if not {"WEBEX_URL", "WEBEX_TOKEN"} & set(os.environ) and len(sys.argv) == 1:
         return rehearse()
-    if "WEBEX_TOKEN" not in os.environ or len(sys.argv) != 2:
+    if not {"WEBEX_URL", "WEBEX_TOKEN"} <= set(os.environ) or len(sys.argv) != 2:
         print("usage: WEBEX_TOKEN=... WEBEX_URL=... sqlite_recorder.py FILE", file=sys.stderr)
         return 2
     sessions = {"main": os.environ["WEBEX_URL"]}

@@ -15,6 +15,7 @@ import os
 import queue
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from llm_sessions import (
     ALL_SESSIONS,
@@ -41,7 +42,7 @@ class TokenFile:
         new.replace(self._path)  # a crash leaves the old ones or the new ones, and never a half
         print(f"the new tokens are kept in {self._path.name}")
 
-    def load(self) -> dict[str, str]:
+    def load(self) -> dict[str, Any]:
         with contextlib.suppress(FileNotFoundError):
             return dict(json.loads(self._path.read_text(encoding="utf-8")))
         return {}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
+import io
 import json
+import math
 import os
 import re
 import signal
@@ -25,7 +28,7 @@ from llm_sessions import Envelope
 from llm_sessions.testing.server import LocalServer
 from tests.documents import ROOT, read, table_rows
 from tests.processes.script import Script
-from tests.support import LONG, eventually, run_together
+from tests.support import LONG, Background, eventually, run_together
 
 FOLDER = ROOT / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
@@ -123,6 +126,15 @@ def test_the_list_names_each_example_and_nothing_else() -> None:
 # As they are used in earnest: against a server that is not theirs
 
 
+def example(name: str) -> ModuleType:
+    """Import an example."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class Running:
     """An example that runs as a program of its own, with a server in this process."""
 
@@ -203,17 +215,9 @@ def nowhere() -> Iterator[str]:
 CAPTIONS = ["plain_script", "service", "flask_captions", "cron_job"]
 
 
-def module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_captions_are_what_the_service_calls_so_and_nothing_else(name: str) -> None:
-    read_one = module(name).final_captions
+    read_one = example(name).final_captions
     others: list[dict[str, Any]] = [
         {"relayType": "react", "reaction": {"type": "heart"}},
         {"relayType": "voicea.transcription", "voiceaPayload": {"type": "eva_wake"}},
@@ -267,19 +271,96 @@ def test_the_service_stops_cleanly(server: LocalServer, number: int) -> None:
     assert [one.close_code for one in server.connections()] == [1000]
 
 
+def heard_until(program: Running, text: str) -> None:
+    assert program.process.stdout is not None
+    while text not in (line := program.process.stdout.readline()):
+        assert line, "it ended"
+
+
 def test_the_service_stops_while_nothing_is_there(nowhere: str) -> None:
     with Running("service.py", WEBEX_URL=nowhere, WEBEX_TOKEN="good") as service:
-        assert service.process.stdout is not None
-        while "attempt 1 failed" not in (line := service.process.stdout.readline()):
-            assert line, "it ended"
+        heard_until(service, "attempt 1 failed")
         service.process.send_signal(signal.SIGTERM)
         status, said, complaints = service.ends()
     assert (status, complaints) == (0, "") and "stopped: 0 messages" in said
 
 
+def in_a_file(server: LocalServer, file: Path, token: str) -> dict[str, str]:
+    file.write_text(f"{token}\n")
+    return {"WEBEX_URL": server.url("captions"), "WEBEX_TOKEN_FILE": str(file)}
+
+
+def renew(file: Path, token: str) -> None:
+    file.with_suffix(".new").write_text(f"{token}\n")
+    file.with_suffix(".new").replace(file)
+
+
+def test_the_service_connects_anew_with_the_token_of_now_at_sighup(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    server.tokens = {"good", "better"}
+    with Running("service.py", **in_a_file(server, file, "good")) as service:
+        say(server, "one")
+        renew(file, "better")
+        service.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: len(server.connections()) == 2, LONG)
+        say(server, "two")
+        service.process.send_signal(signal.SIGTERM)
+        status, said, complaints = service.ends()
+    assert (status, complaints) == (0, "")
+    assert "caption: one" in said and "INFO captions session=- state=- connecting anew" in said
+    assert "caption: two" in said, "the listeners stay"
+    assert [(one.token, one.close_code) for one in server.connections()] == [("good", 1000), ("better", 1000)]
+
+
+def test_the_service_is_told_to_connect_anew_while_it_connects(nowhere: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("good")
+    variables = {"WEBEX_URL": nowhere, "WEBEX_TOKEN_FILE": str(tmp_path / "token")}
+    with Running("service.py", **variables) as service:
+        for _ in range(2):
+            heard_until(service, "attempt 1 failed")
+            service.process.send_signal(signal.SIGHUP)
+            heard_until(service, "connecting anew")
+        heard_until(service, "attempt 1 failed")
+        service.process.send_signal(signal.SIGTERM)
+        status, _, complaints = service.ends()
+    assert (status, complaints) == (0, "")
+
+
+def test_the_service_goes_on_with_a_token_that_was_renewed(server: LocalServer, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    with Running("service.py", **in_a_file(server, file, "good")) as service:
+        say(server, "one")
+        renew(file, "better")
+        server.tokens = {"better"}
+        server.close_session(code=4401, reason="expired")
+        server.wait_for(lambda: any(one.token == "better" for one in server.live()), LONG)
+        say(server, "two")
+        server.tokens = {"best"}
+        server.close_session(code=4401, reason="expired")
+        status, said, complaints = service.ends()
+    assert (status, complaints) == (77, ""), "nobody renewed it"
+    assert "caption: two" in said
+
+
+def test_without_a_file_sighup_stops_the_service(server: LocalServer) -> None:
+    with Running("service.py", **in_earnest(server)) as service:
+        say(server, "one")
+        service.process.send_signal(signal.SIGHUP)
+        status, said, complaints = service.ends()
+    assert (status, complaints) == (0, "") and "caption: one" in said and "stopped: " in said
+    assert [one.close_code for one in server.connections()] == [1000]
+
+
 def test_the_service_says_why_it_cannot_go_on(server: LocalServer) -> None:
     wrong = {"WEBEX_URL": "http://example.com", "WEBEX_TOKEN": "good"}
-    for variables, expected in ((in_earnest(server, "bad"), 77), (wrong, 78), ({"WEBEX_URL": "ws://x"}, 78)):
+    settings = [{"WEBEX_URL": "ws://x"}, {"WEBEX_TOKEN": "good"}, in_earnest(server, "not a token")]
+    for variables, expected in (
+        (in_earnest(server, "bad"), 77),
+        (wrong, 78),
+        *((variables, 78) for variables in settings),
+    ):
         with Running("service.py", **variables) as service:
             status, said, complaints = service.ends()
         assert (status, complaints) == (expected, "")
@@ -318,8 +399,17 @@ def test_the_job_says_what_went_wrong(server: LocalServer, tmp_path: Path) -> No
     with Running("cron_job.py", *arguments, **in_earnest(server, "bad")) as refused:
         status, said, complaints = refused.ends()
     assert (status, said) == (1, "") and "4401" in complaints and "Traceback" not in complaints
-    with Running("cron_job.py", **in_earnest(server)) as wrong:
-        assert wrong.ends()[0] == 2
+    half = {"WEBEX_URL": server.url("captions")}
+    for given, variables in (
+        ((), in_earnest(server)),
+        (arguments, half),
+        (arguments, {}),  # and no rehearsal, which would end with 0
+        ((*arguments, "--seconds", "0"), in_earnest(server)),
+        ((*arguments, "--seconds", "inf"), in_earnest(server)),
+    ):
+        with Running("cron_job.py", *given, **variables) as wrong:
+            status, said, complaints = wrong.ends()
+        assert (status, said) == (2, "") and complaints.startswith("usage: "), given
     with Running("cron_job.py", *arguments, WEBEX_URL="http://example.com", WEBEX_TOKEN="x") as wrong:
         assert wrong.ends()[0] == 2
 
@@ -339,6 +429,63 @@ def test_a_job_that_was_killed_leaves_no_lock_and_no_half_line(server: LocalServ
     assert [json.loads(line)["text"] for line in output.read_text().splitlines()] == ["one", "two", "three"]
 
 
+def test_the_job_gives_up_when_nothing_is_there(nowhere: str, tmp_path: Path) -> None:
+    arguments = ("--connect", "0.5", "--output", str(tmp_path / "captions.jsonl"))
+    with Running("cron_job.py", *arguments, WEBEX_URL=nowhere, WEBEX_TOKEN="good") as job:
+        status, said, complaints = job.ends()
+    assert (status, said) == (1, "") and "not online within 0.5 s" in complaints
+    assert "Traceback" not in complaints
+
+
+def test_the_job_says_that_it_cannot_write(server: LocalServer, tmp_path: Path) -> None:
+    full = tmp_path / "captions.jsonl"
+    full.symlink_to("/dev/full")
+    with Running("cron_job.py", "--output", str(full), **in_earnest(server)) as job:
+        server.wait_for(lambda: any(one.acks for one in server.live()), LONG)
+        server.publish(caption("hello"), session="captions")
+        assert job.ends() == (74, "", f"{full}: No space left on device\n")
+    assert server.connections("captions")[0].close_code == 1000
+    nowhere = tmp_path / "nowhere" / "captions.jsonl"
+    with Running("cron_job.py", "--output", str(nowhere), **in_earnest(server)) as job:
+        assert job.ends() == (74, "", f"{nowhere}.lock: No such file or directory\n")
+
+
+def test_what_a_full_disk_left_of_a_line_does_not_spoil_the_next(server: LocalServer, tmp_path: Path) -> None:
+    output = tmp_path / "captions.jsonl"
+    output.write_text('{"text": "whole"}\n{"text": "to')
+    with Running("cron_job.py", "--output", str(output), "--count", "1", **in_earnest(server)) as job:
+        say(server, "hello")
+        assert job.ends() == (0, "", "")
+    first, second, third = output.read_text().splitlines()
+    assert (first, second, json.loads(third)["text"]) == ('{"text": "whole"}', '{"text": "to', "hello")
+
+
+class Echo(io.StringIO):
+    """A file for which the next caption comes before a line is written."""
+
+    def __init__(self, server: LocalServer) -> None:
+        super().__init__()
+        self._server, self._count = server, 0
+
+    def write(self, text: str) -> int:
+        self._count += 1
+        name = f"echo-{self._count}"
+        self._server.publish(caption(name), session="captions", id=name)
+        self._server.wait_for(
+            lambda: not self._server.live() or name in self._server.connections()[0].acks, LONG
+        )
+        return super().write(text)
+
+
+def test_the_job_ends_in_time_however_much_is_said(server: LocalServer) -> None:
+    options = argparse.Namespace(connect=LONG, seconds=0.2, count=math.inf)
+    output = Echo(server)
+    job = Background(lambda: example("cron_job").collect(server.url("captions"), "good", output, options))
+    say(server, "first")
+    assert job.result() == len(output.getvalue().splitlines()) > 2
+    assert server.connections()[0].close_code == 1000
+
+
 def recorded(file: Path) -> list[tuple[str, str]]:
     with contextlib.closing(sqlite3.connect(file)) as database:
         query = "SELECT session, raw FROM events WHERE event_type = 'relay.event' ORDER BY rowid"
@@ -346,7 +493,7 @@ def recorded(file: Path) -> list[tuple[str, str]]:
     return [(session, data["voiceaPayload"]["transcripts"][0]["text"]) for session, data in rows]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_recorder_loses_nothing_when_it_is_stopped(
     server: LocalServer, tmp_path: Path, number: int
 ) -> None:
@@ -361,6 +508,23 @@ def test_the_recorder_loses_nothing_when_it_is_stopped(
     assert (status, said, complaints) == (0, "4002 new events in events.db\n", ""), "and two that say ready"
     for session in ("main", "practice"):
         assert [text for name, text in recorded(file) if name == session] == texts
+
+
+@pytest.mark.parametrize("name", ["service.py", "sqlite_recorder.py"])
+def test_nohup_is_meant(server: LocalServer, tmp_path: Path, name: str) -> None:
+    arguments = [str(tmp_path / "events.db")] if "recorder" in name else []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        running = Running(name, *arguments, **in_earnest(server))  # it inherits that
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with running as program:
+        say(server, "one")
+        program.process.send_signal(signal.SIGHUP)
+        say(server, "two")
+        program.process.send_signal(signal.SIGTERM)
+        assert program.ends()[0] == 0
+    assert len(server.connections()) == 1
 
 
 def test_the_recorder_goes_on_with_its_file_and_keeps_each_event_once(
@@ -384,6 +548,8 @@ def test_one_session_that_ends_does_not_end_the_recording_of_the_other(
     with Running("sqlite_recorder.py", str(file), **variables) as recorder:
         say(server, "bye", session="practice")
         server.close_session("practice", code=4001, reason="gone")
+        assert recorder.process.stderr is not None
+        assert recorder.process.stderr.readline() == "session 'practice': connection lost (4001 gone)\n"
         say(server, "still here")
         recorder.process.send_signal(signal.SIGTERM)
         assert recorder.ends()[0] == 0
@@ -394,10 +560,39 @@ def test_the_recorder_says_how_it_is_used_and_what_a_file_is_not(server: LocalSe
     with Running("sqlite_recorder.py", **in_earnest(server)) as recorder:
         status, said, complaints = recorder.ends()
     assert (status, said) == (2, "") and complaints.startswith("usage: ")
-    (tmp_path / "text.db").write_text("not a database, but a text that is long enough to be told from one")
-    with Running("sqlite_recorder.py", str(tmp_path / "text.db"), **in_earnest(server)) as recorder:
-        status, said, complaints = recorder.ends()
-    assert (status, said) == (1, "") and complaints.endswith("file is not a database\n")
+    file = tmp_path / "text.db"
+    with Running("sqlite_recorder.py", str(file), WEBEX_TOKEN="good") as recorder:
+        assert recorder.ends()[0] == 2, "and no rehearsal"
+    with Running("sqlite_recorder.py", str(file)) as recorder:
+        assert recorder.ends()[0] == 2
+    file.write_text("not a database, but a text that is long enough to be told from one")
+    with Running("sqlite_recorder.py", str(file), **in_earnest(server)) as recorder:
+        assert recorder.ends() == (74, "", f"{file}: file is not a database\n")
+
+
+def test_the_recorder_says_what_is_wrong_with_its_sessions(server: LocalServer, tmp_path: Path) -> None:
+    file = tmp_path / "events.db"
+    for variables, expected, text in (
+        (in_earnest(server, "bad"), 1, "4401"),
+        (in_earnest(server, "not a token"), 2, "token"),
+        ({"WEBEX_URL": "http://example.com", "WEBEX_TOKEN": "good"}, 2, "url"),
+    ):
+        with Running("sqlite_recorder.py", str(file), **variables) as recorder:
+            status, _, complaints = recorder.ends()
+        assert status == expected and text in complaints and "Traceback" not in complaints
+
+
+def test_the_recorder_stops_while_nothing_is_there(nowhere: str, tmp_path: Path) -> None:
+    file = tmp_path / "events.db"
+    with Running("sqlite_recorder.py", str(file), WEBEX_URL=nowhere, WEBEX_TOKEN="good") as recorder:
+        eventually(lambda: file.exists() and tables(file) == ["events"])
+        recorder.process.send_signal(signal.SIGTERM)
+        assert recorder.ends() == (0, "0 new events in events.db\n", "")
+
+
+def tables(file: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        return [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
 
 
 def test_the_recorder_ends_when_it_cannot_write(server: LocalServer, tmp_path: Path) -> None:
@@ -413,10 +608,50 @@ def test_the_recorder_ends_when_it_cannot_write(server: LocalServer, tmp_path: P
         say(server, "first")
         eventually(lambda: recorded(file) == [("main", "first")])
         for name in ("last", *map(str, range(7000))):  # more than the queue takes
-            server.publish({"text": name}, session="captions", id=f"captions-{name}")
+            server.publish(caption(name), session="captions", id=f"captions-{name}")
         status, said, complaints = recorder.ends()
-    assert (status, said) == (1, "") and complaints.endswith("the disk is full\n")
+    assert (status, said, complaints) == (74, "", f"{file}: the disk is full\n")
     assert recorded(file) == [("main", "first")], "a transaction is written whole or not at all"
+
+
+# The bot
+
+
+def test_the_bot_answers_people_and_a_file_without_a_word() -> None:
+    module, over = example("mercury_bot"), threading.Event()
+
+    class Rooms(module.Rehearsal):  # type: ignore[misc,name-defined]  # a module of run time
+        def __init__(self, *messages: dict[str, str] | None) -> None:
+            self.messages, self.said = list(messages), list[str]()
+
+        def read(self, activity: dict[str, Any]) -> Any:
+            return self.messages.pop(0)
+
+        def write(self, room_id: str, text: str) -> None:
+            self.said.append(text)
+
+    rooms = Rooms(None, {"roomId": "r"}, {"roomId": "r", "text": "Good bye"})
+    answer = module.bot(rooms, over)
+    for verb in ("share", "post", "post", "post"):
+        assert not over.is_set()
+        answer(Envelope("s", {"data": {"activity": {"verb": verb}}}))
+    assert over.is_set() and rooms.said == ["You said ''.", "You said 'Good bye'."]
+
+
+def test_the_bot_ends_when_its_session_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("mercury_bot")
+
+    class Replacing(LocalServer):
+        def publish(self, *args: Any, **options: Any) -> dict[str, Any]:
+            self.close_session(code=4001, reason="gone")
+            return {}
+
+    monkeypatch.setattr(module, "LocalServer", Replacing)
+    monkeypatch.delenv("WEBEX_TOKEN", raising=False)
+    assert Background(module.main).result() == 1
+    assert "it ended for good: " in capsys.readouterr().err
 
 
 # The web application
@@ -424,7 +659,7 @@ def test_the_recorder_ends_when_it_cannot_write(server: LocalServer, tmp_path: P
 
 @pytest.fixture
 def flask_captions() -> ModuleType:
-    return module("flask_captions")
+    return example("flask_captions")
 
 
 def test_the_application_with_the_test_client(server: LocalServer, flask_captions: ModuleType) -> None:
@@ -458,6 +693,33 @@ def test_requests_do_not_wait_for_a_network_that_is_not_there(
     finally:
         captions.close()
     eventually(lambda: not any(one.name == "connect" for one in threading.enumerate()))
+
+
+def test_the_application_says_that_there_are_no_captions_any_more(
+    server: LocalServer, flask_captions: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    def complaints() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.name == "flask_captions"]
+
+    for token, expected in (("good", "there are no captions any more: "), ("bad", "there are no captions: ")):
+        captions = flask_captions.Captions(server.url("captions"), token)
+        try:
+            captions.start()
+            if token == "good":
+                server.wait_for(lambda: any(one.acks for one in server.live()), LONG)
+                server.close_session(code=4001, reason="gone")
+            eventually(complaints)
+            [complaint] = complaints()
+            assert complaint.startswith(expected)
+        finally:
+            captions.close()
+        caplog.clear()
+    captions = flask_captions.Captions(server.url("captions"), "good")
+    captions.start()
+    server.wait_for(lambda: any(one.acks for one in server.live()), LONG)
+    captions.close()
+    eventually(lambda: not any(one.name == "connect" for one in threading.enumerate()))
+    assert complaints() == [], "that was us"
 
 
 def test_the_application_on_the_development_server(server: LocalServer) -> None:
@@ -515,7 +777,47 @@ def test_each_worker_that_is_forked_after_the_application_was_made_has_a_pool(se
     with Script(server, code, env=in_earnest(server)) as script:
         assert script.says() == "forked"
         server.wait_for(lambda: len([one for one in server.live() if one.acks]) == 2, LONG)
-        server.publish({"text": "to all"}, id="to all")
+        server.publish(caption("to all"), id="to all")
         server.wait_for(lambda: all("to all" in one.acks for one in server.connections()), LONG)
+        script.ends(within=LONG)
+    assert [one.close_code for one in server.connections()] == [1000, 1000]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_worker_forgets_what_its_parent_had(server: LocalServer) -> None:
+    """gunicorn with --preload, where a request was answered in the master, and a lock held at the fork."""
+    code = """
+    import sys
+    sys.path.insert(0, "examples")
+    from flask_captions import Captions, create_app
+    from tests.support import eventually
+
+    captions = Captions(os.environ["WEBEX_URL"], os.environ["WEBEX_TOKEN"])
+    client = create_app(captions).test_client()
+    assert client.get("/captions").status_code == 200
+    say("started")
+    hear()
+    eventually(lambda: client.get("/captions").json == {"captions": ["to the parent"]})
+    with captions._lock:
+        pid = os.fork()
+    if pid == 0:
+        assert client.get("/captions").json == {"captions": []}
+        assert client.get("/stats").status_code == 200
+        say("a child")
+        hear()
+        eventually(lambda: client.get("/captions").json == {"captions": ["to all"]})
+        sys.exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    eventually(lambda: client.get("/captions").json == {"captions": ["to the parent", "to all"]})
+    """
+    with Script(server, code, env=in_earnest(server)) as script:
+        assert script.says() == "started"
+        say(server, "to the parent")
+        script.tell()
+        assert script.says() == "a child"
+        server.wait_for(lambda: len([one for one in server.live() if one.acks]) == 2, LONG)
+        server.publish(caption("to all"), id="to all")
+        server.wait_for(lambda: all("to all" in one.acks for one in server.connections()), LONG)
+        script.tell()
         script.ends(within=LONG)
     assert [one.close_code for one in server.connections()] == [1000, 1000]

@@ -266,9 +266,45 @@ def test_names_that_are_not_there_are_found() -> None:
     assert not there_is("Session.emit") and not there_is("Mercury") and not there_is("CaptionService")
 
 
+# What somebody who comes from the JavaScript SDK 3.12 knows: public names of its plugins, and events.
+JS_NAMES = """
+connect disconnect disconnectAll listen stopListening logout connected connecting listening
+hasEverConnected socket sockets getSocket getSockets hasConnectedSockets hasConnectingSockets
+getLastError lastError mercuryTimeOffset localClusterServiceUrls registerAndConnect isConnected
+getBinding getLocusUrl getDatachannelUrl getAllConnections getDatachannelToken setDatachannelToken
+setRefreshHandler refreshDataChannelToken disconnectLLM disconnectAllLLM isDataChannelTokenEnabled
+buildUrlWithAwareSubchannels dataChannelTokenType announce turnOnCaptions requestLanguage
+setSpokenLanguage toggleTranscribing toggleManualCaption sendManualClosedCaption getCaptionStatus
+getAnnounceStatus getIsCaptionBoxOn updateSubchannelSubscriptions
+updateSubchannelSubscriptionsAndSyncCaptionState deregisterEvents onSpokenLanguageUpdate
+onCaptionServiceIdUpdate updateLLMConnection startTranscription stopTranscription setCaptionLanguage
+getDataChannelTokenType sendReaction toggleReactions updatePSDataChannel cleanupPSDataChannel
+isJoinPracticeSessionDataChannel setPracticeSessionState updateRoleChanged
+updatePracticeSessionStatus enableAutomaticLLM pingInterval pongTimeout backoffTimeMax
+backoffTimeReset forceCloseDelay maxRetries initialConnectionMaxRetries
+beforeLogoutOptionsCloseReason defaultMercuryOptions BadRequest ConnectionError Forbidden
+NotAuthorized UnknownResponse voicea:announcement voicea:captionLanguageUpdate
+voicea:spokenLanguageUpdate voicea:captionOn voicea:transcribingOn voicea:transcribingOff
+voicea:newCaption voicea:wxa voicea:highlightCreated voicea:languageDetected
+aibridge:newManualCaption meeting:caption-received meeting:receiveTranscription:started
+meeting:receiveTranscription:stopped meeting:transcription:connected
+meeting:transcription:spokenLanguageUpdate meeting:manualCaptionControl:updated
+meeting:receiveReactions meeting:self:lobbyWaiting meeting:self:guestAdmitted
+meeting:controls:practice-session-status:updated event:relay.event event:locus.state_message
+event:breakout.message
+"""
+
+
+def test_the_page_on_the_js_sdk_has_what_its_users_look_for() -> None:
+    text = re.sub(r"(?s)```.*?```", "", read("docs/how-to/from-js.md"))
+    code = " ".join(found for _, found in re.findall(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", text))
+    words = set(re.findall(r"[\w:.-]+", code)) | set(re.findall(r"\w+", code))
+    assert [name for name in [*JS_NAMES.split(), *STATE_EVENTS] if name not in words] == []
+
+
 def test_the_python_names_of_the_page_on_the_js_sdk_are_there() -> None:
     rows = table_rows(read("docs/how-to/from-js.md"))
-    assert len(rows) > 70
+    assert len(rows) > 110
     for row in rows:
         theirs, ours, _ = row
         names = re.findall(r"`([^`]+)`", ours)
@@ -287,3 +323,18 @@ def test_what_the_new_pages_say_of_settings() -> None:
     assert (config.backoff_initial, config.backoff_max, config.max_retries) == (1.0, 32.0, None)
     assert "waits of 1, 2, 4 … 32, 32 … seconds" in read("docs/how-to/reconnects.md")
     assert config.when_full == "block" and "**`block`**, the default" in read("docs/explanation/delivery.md")
+
+
+def test_the_changelog_has_what_users_can_see() -> None:
+    """Until there is a release: after that, what was new in one is in its section."""
+    text = read("CHANGELOG.md")
+    for name in (*llm_sessions.__all__, *llm_sessions.PoolConfig.__dataclass_fields__):
+        assert re.search(rf"(?<!\w){name}(?!\w)", text), name
+    for extra in ("speed", "socks", "cli", "prometheus", "testing", "examples", "docs"):
+        assert f'"{extra}": ' in read("setup.py") and f"`{extra}`" in text
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^    (\w+) ", said.getvalue(), re.MULTILINE)
+    assert len(commands) >= 3
+    assert [name for name in commands if f"`llm-sessions {name}`" not in text] == []

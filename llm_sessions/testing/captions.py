@@ -90,6 +90,7 @@ class CaptionService:
         self._holding = self._ignoring = False
         self._held: list[CaptionRequest] = []
         self._refusals: list[dict[str, Any]] = []
+        self._subscriptions: dict[ServerConnection, _Subscriptions] = {}
         server.on_message(self._take)
 
     # --- looking
@@ -116,7 +117,7 @@ class CaptionService:
 
     def subscribed(self, session: str | None = None) -> list[ServerConnection]:
         """The live connections that get transcripts."""
-        return [one for one in self._server.live(session) if _gets(one, "transcription")]
+        return [one for one in self._server.live(session) if self._gets(one, "transcription")]
 
     def bindings(self, session: str = "default") -> list[str]:
         """The bindings that registrations of a session key were given, the newest last."""
@@ -247,6 +248,13 @@ class CaptionService:
 
     # --- inside
 
+    def _gets(self, connection: ServerConnection, subchannel: str) -> bool:
+        """Whether a connection gets what is sent on a subchannel: it need not subscribe, or it has."""
+        aware = ",".join(connection.query.get(SUBCHANNELS, [])).split(",")
+        with self._lock:
+            found = self._subscriptions.setdefault(connection, _Subscriptions()).read(connection.received)
+            return found.get(subchannel, subchannel not in aware)
+
     def _sent(self, kind: str) -> list[CaptionRequest]:
         return [
             CaptionRequest(connection, message)
@@ -326,17 +334,24 @@ def _entry(text: str, csis: Sequence[int], end_millis: int) -> dict[str, Any]:
     return {"text": text, "csis": list(csis), "start_millis": start, "end_millis": end_millis}
 
 
-def _gets(connection: ServerConnection, subchannel: str) -> bool:
-    """Whether a connection gets what is sent on a subchannel: it need not subscribe, or it has."""
-    aware = ",".join(connection.query.get(SUBCHANNELS, [])).split(",")
-    subscribed = subchannel not in aware
-    for message in list(connection.received):
-        if message.get("type") == "subchannelSubscriptionRequest":
-            for name, on in (("subscribe", True), ("unsubscribe", False)):
-                names = member(message, "data", name)
-                if isinstance(names, list) and subchannel in names:
-                    subscribed = on
-    return subscribed
+class _Subscriptions:
+    """What one connection has said about subchannels; each message is looked at once."""
+
+    def __init__(self) -> None:
+        self._looked_at = 0
+        self._last: dict[str, bool] = {}
+
+    def read(self, received: Sequence[Mapping[str, Any]]) -> Mapping[str, bool]:
+        """Look at what is new; return for each subchannel whether the last word was to subscribe."""
+        new = received[self._looked_at :]
+        self._looked_at += len(new)
+        for message in new:
+            if message.get("type") == "subchannelSubscriptionRequest":
+                for key, on in (("subscribe", True), ("unsubscribe", False)):
+                    names = member(message, "data", key)
+                    if isinstance(names, list):
+                        self._last.update({name: on for name in names if isinstance(name, str)})
+        return self._last
 
 
 class Webinar:

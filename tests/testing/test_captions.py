@@ -274,6 +274,54 @@ def test_i84_an_aware_socket_gets_transcripts_only_while_it_is_subscribed(
     assert service.transcript("five", session="aware") == 1
 
 
+class Counting(list[dict[str, Any]]):
+    """What a connection received; counts the messages that somebody looks at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for message in super().__iter__():
+            self.looked_at += 1
+            yield message
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        self.looked_at += len(found) if isinstance(index, slice) else 1
+        return found
+
+
+def test_what_was_received_is_looked_at_once(
+    server: LocalServer, service: CaptionService, connect: Callable[..., Client]
+) -> None:
+    client = connect(**AWARE)
+    [connection] = server.live()
+    server.wait_for(lambda: connection.acks != [])
+    before = len(connection.received)
+    received = connection.received = Counting(connection.received)
+    client.subscribe()
+    for _ in range(50):
+        client.publish(caption_protocol.language_request("de", str(uuid.uuid4())))
+    server.wait_for(lambda: len(received) == before + 51)
+    assert service.transcript("first") == 1
+    assert received.looked_at == before + 51
+    assert [service.transcript(str(number)) for number in range(20)] == [1] * 20
+    assert received.looked_at == before + 51, "nothing is new"
+    client.subscribe(on=False)
+    server.wait_for(lambda: not service.subscribed())
+    assert received.looked_at == len(received) == before + 52
+
+
+def test_subscriptions_from_before_the_service_count(
+    server: LocalServer, connect: Callable[..., Client]
+) -> None:
+    client = connect(**AWARE)
+    client.subscribe()
+    server.wait_for(lambda: "subscribe" in json.dumps(server.live()[0].received))
+    late = CaptionService(server)
+    assert late.transcript("hello") == 1
+    assert client.read().text == "hello"
+
+
 # What clients do wrong
 
 
