@@ -22,7 +22,17 @@ PACKAGE = "llm_sessions"
 
 LEAVES = ("errors", "session_ids", "_sync", "_logging", "_json", "_version", "_fork")
 # Upwards.
-LAYERS = ("protocol", "connection", "pool", "datachannel", "meetings", "prometheus", "testing", "cli")
+LAYERS = (
+    "protocol",
+    "connection",
+    "pool",
+    "datachannel",
+    "meetings",
+    "prometheus",
+    "testing",
+    "cli",
+    "__main__",
+)
 IMPURE_LEAVES = ("_sync", "_logging", "_fork")
 # Fixtures for the tests of our users make what a user would, so they import the package as a user does.
 LIKE_A_USER = ("testing/pytest_plugin.py",)

@@ -42,12 +42,11 @@ class Broadcast:
         faults: Whether connections are dropped and replaced now and then.
 
     Attributes:
-        published: Messages so far, by session key; `devices` are all others' together.
+        published: Messages so far, by session key.
+        posted: Messages so far on all other sessions, which are those of devices.
         dropped: Connections that were dropped.
         replaced: Connections that were told to find another one.
     """
-
-    DEVICES: Final = "devices"
 
     def __init__(
         self,
@@ -63,13 +62,14 @@ class Broadcast:
         self._interval, self._count, self._faults = 1 / rate, count, faults
         self._scripts = {key: meeting(key, seed) for key in sessions}
         self._conversation = conversation(seed)
-        self._due: dict[str, float] = {}
+        self._due: dict[str | None, float] = {}  # by session key; None for devices
         self._chance = random.Random(f"{seed}//faults")
         self._until_fault = dict.fromkeys(sessions, 0)
         for key in sessions:
             self._plan_fault(key)
         self._leaving: list[_Leaving] = []
-        self.published: dict[str, int] = dict.fromkeys((*sessions, self.DEVICES), 0)
+        self.published: dict[str, int] = dict.fromkeys(sessions, 0)
+        self.posted: int = 0
         self.dropped: int = 0
         self.replaced: int = 0
 
@@ -92,8 +92,8 @@ class Broadcast:
             else:
                 self._due.pop(key, None)
         devices = live - self._scripts.keys()
-        if devices and self._due.setdefault(self.DEVICES, now) <= now:
-            self._due[self.DEVICES] = now + self._interval
+        if devices and self._due.setdefault(None, now) <= now:
+            self._due[None] = now + self._interval
             self._post(devices)
         return max(0.0, min([_LOOK, *(due - now for due in self._due.values())]))
 
@@ -131,7 +131,7 @@ class Broadcast:
         activity = {"id": str(uuid.uuid4()), "verb": "post", "object": {"displayName": text}}
         for key in keys:
             self._server.publish({"activity": activity}, event_type="conversation.activity", session=key)
-        self.published[self.DEVICES] += 1
+        self.posted += 1
 
     def _plan_fault(self, key: str) -> None:
         self._until_fault[key] = self._chance.randrange(*_QUIET_STEPS)

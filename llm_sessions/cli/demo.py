@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import threading
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .output import ClosedPipe, Unwritable, say, write_out
+from .statuses import Status
 from .story import CHANNELS, Line, Story
 
 __all__ = ["run_demo"]
@@ -27,15 +32,39 @@ class _StateLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         session_id = str(getattr(record, "session_id", ""))
         said = record.getMessage().removeprefix(f"[{session_id}] ")
-        self._narrator.say(CHANNELS.get(session_id, session_id), said, "dim")
+        # Who tells the story finds out with the next line.
+        with contextlib.suppress(ClosedPipe, Unwritable):
+            self._narrator.say(CHANNELS.get(session_id, session_id), said, "dim")
+
+
+class _Output:
+    """Standard output for rich, which has ways of its own with one that breaks, and with its encoding."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        write_out(self._stream, text)
+
+    def flush(self) -> None:
+        """Do nothing: it has been flushed."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Narrator:
-    """Prints what happens as it happens. Safe from any thread."""
+    """Prints what happens as it happens. Safe from any thread.
+
+    Once the output cannot be written it prints no more. Only the thread that made it is told: in the others
+    the story's client is at work, which has nothing to do with it.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._teller = threading.get_ident()
         self._lock = threading.Lock()
+        self._problem: ClosedPipe | Unwritable | None = None
 
     def show(self, line: Line) -> None:
         if line.source is None:
@@ -48,8 +77,24 @@ class _Narrator:
     def say(self, who: str, what: str, style: str = "") -> None:
         text = Text(f"{who:<30}" if who else "", style="default")
         text.append(what, style=style or "default")
+        self.print(text, soft_wrap=True)
+
+    def print(self, what: Any, **options: Any) -> None:
+        """Print anything that rich can.
+
+        Raises:
+            ClosedPipe: If nobody reads any more.
+            Unwritable: If it cannot be written.
+        """
         with self._lock:
-            self._console.print(text, soft_wrap=True)
+            if self._problem is None:
+                try:
+                    self._console.print(what, **options)
+                except (ClosedPipe, Unwritable) as exc:
+                    self._problem = exc
+            problem = self._problem
+        if problem is not None and threading.get_ident() == self._teller:
+            raise problem
 
 
 def run_demo(*, plain: bool = False) -> int:
@@ -59,10 +104,20 @@ def run_demo(*, plain: bool = False) -> int:
         plain: No colours, also on a terminal.
 
     Returns:
-        0 if every caption that was published arrived, once and in order; 1 otherwise.
+        0 if every caption that was published arrived, once and in order; 1 if not; else see `statuses`.
     """
-    console = Console(no_color=plain, highlight=False)
-    narrator = _Narrator(console)
+    output: Any = _Output(sys.stdout)
+    narrator = _Narrator(Console(file=output, no_color=plain, highlight=False))
+    try:
+        return _tell(narrator)
+    except ClosedPipe:
+        return Status.CLOSED_PIPE
+    except Unwritable as exc:
+        say(sys.stderr, f"llm-sessions demo: {exc}")
+        return Status.UNWRITTEN
+
+
+def _tell(narrator: _Narrator) -> Status:
     story = Story(narrator.show, pace=_PACE)
     logger = logging.getLogger("llm_sessions.pool")
     states, level, propagate = _StateLines(narrator), logger.level, logger.propagate
@@ -78,13 +133,13 @@ def run_demo(*, plain: bool = False) -> int:
         logger.removeHandler(states)
         logger.setLevel(level)
         logger.propagate = propagate
-    console.print(_account(story))
+    narrator.print(_account(story))
     if story.complete and not problem:
-        console.print(Text("Every caption arrived, once and in order.", "bold green"))
-        return 0
+        narrator.print(Text("Every caption arrived, once and in order.", "bold green"))
+        return Status.DONE
     problem = problem or "; ".join(story.violations) or "captions are missing"
-    console.print(Text(f"Something is wrong: {problem}", "bold red"))
-    return 1
+    narrator.print(Text(f"Something is wrong: {problem}", "bold red"))
+    return Status.FAILED
 
 
 def _account(story: Story) -> Table:

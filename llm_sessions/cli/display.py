@@ -8,13 +8,12 @@ from typing import Final, TextIO
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from .._logging import one_line, redact
 from .lines import Line, as_text
 from .meter import Row, plural
-from .output import Unwritable, forget
+from .output import Unwritable, forget, is_utf8
 
 __all__ = ["Display", "is_fit"]
 
@@ -25,14 +24,13 @@ _STATES: Final = {
     "reconnecting": "yellow",
     "offline": "red",
 }
-_COLUMNS: Final = 6
 _SESSIONS: Final = ("cyan", "magenta", "blue", "yellow")
 
 
 def is_fit(stream: TextIO) -> bool:
-    """Say whether a stream is a terminal that lines can be drawn anew on."""
+    """Say whether a stream is a terminal that lines can be drawn anew on, and that takes every letter."""
     console = Console(file=stream)
-    return console.is_terminal and not console.is_dumb_terminal
+    return console.is_terminal and not console.is_dumb_terminal and is_utf8(stream)
 
 
 class Display:
@@ -56,7 +54,7 @@ class Display:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._live.update(self._table())
+        self._live.update(self._standing())
         self._live.start(refresh=True)
         # Live hides it, and gives it back only if it comes to its end, which a kill would not let it.
         self._console.show_cursor(True)
@@ -64,7 +62,7 @@ class Display:
     def write(self, line: Line) -> None:
         width = max(map(len, self._styles), default=0)
         text = Text(as_text(line, width=width), style="" if line.event.startswith("event") else "bold")
-        start = text.plain.find(line.session)
+        start = text.plain.index(line.session, text.plain.index(" "))  # behind the time
         text.stylize(self._styles.get(line.session, ""), start, start + len(line.session))
         self._print(text)
 
@@ -76,27 +74,33 @@ class Display:
 
     def refresh(self) -> None:
         """Look at the sessions and draw their lines."""
-        self._draw(lambda: self._live.update(self._table(), refresh=True))
+        self._draw(lambda: self._live.update(self._standing(), refresh=True))
 
     def close(self) -> None:
         self._draw(self._live.stop)
 
-    def _table(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        for _ in range(_COLUMNS):
-            table.add_column(no_wrap=True)  # one line each, whatever the width
-        for number, row in enumerate(self._rows()):
-            style = self._styles.setdefault(row.session, _SESSIONS[number % len(_SESSIONS)])
-            latency = "-" if row.latency is None else f"{row.latency * 1000:.1f} ms"
-            table.add_row(
-                Text(row.session, style),
-                Text(row.state, _STATES.get(row.state, "dim")),
-                Text(plural(row.messages, "message")),
-                Text(f"{row.rate:.1f}/s"),
-                Text(f"latency {latency}"),
-                Text(plural(row.reconnects, "reconnect")),
-            )
-        return table
+    def _standing(self) -> Text:
+        table = [self._cells(number, row) for number, row in enumerate(self._rows())]
+        for column in zip(*table, strict=True):
+            width = max(cell.cell_len for cell in column)
+            for cell in column:
+                cell.align("left", width)
+        # One line each: a narrow terminal shows how it begins. A rich table would shorten every column.
+        lines = Text("\n").join(Text("  ").join(cells) for cells in table)
+        lines.no_wrap, lines.overflow = True, "ellipsis"
+        return lines
+
+    def _cells(self, number: int, row: Row) -> list[Text]:
+        style = self._styles.setdefault(row.session, _SESSIONS[number % len(_SESSIONS)])
+        latency = "-" if row.latency is None else f"{row.latency * 1000:.1f} ms"
+        return [
+            Text(row.session, style),
+            Text(row.state, _STATES.get(row.state, "dim")),
+            Text(plural(row.messages, "message")),
+            Text(f"{row.rate:.1f}/s"),
+            Text(f"latency {latency}"),
+            Text(plural(row.reconnects, "reconnect")),
+        ]
 
     def _print(self, text: Text) -> None:
         # One line of the terminal each: what does not fit is in --json, --save, and the plain form.

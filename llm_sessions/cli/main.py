@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status; see `statuses`.
     """
+    _open_missing_streams()
     given = sys.argv[1:] if arguments is None else arguments
     try:
         refuse_tokens(given)
@@ -35,27 +38,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Status.INTERRUPTED
 
 
+def _open_missing_streams() -> None:
+    """Have what is written to a stream that was closed before we began (`>&-`) go nowhere.
+
+    Python has None for it then. Its descriptor is taken as well, or the next socket would get it.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            raw = io.FileIO(os.open(os.devnull, os.O_RDWR), "r+", closefd=False)  # never closed, as Python's
+            setattr(sys, name, io.TextIOWrapper(io.BufferedRandom(raw), encoding="utf-8"))
+
+
 def _run(options: Options) -> int:
     """Run a command. Each is imported here, for it may need an extra that the others do not."""
     if isinstance(options, DemoOptions):
         try:
             from .demo import run_demo
-        except ImportError as exc:
+        except ModuleNotFoundError as exc:
             raise _missing("demo", exc) from exc
         return run_demo(plain=options.plain)
     if isinstance(options, ServeOptions):
         try:
             from .serve import run_serve
-        except ImportError as exc:
+
+            return run_serve(options)  # --tls needs one more
+        except ModuleNotFoundError as exc:
             raise _missing("serve", exc) from exc
-        return run_serve(options)
     from .listen import run_listen
 
     return run_listen(options)
 
 
-def _missing(command: str, error: ImportError) -> UsageError:
-    return UsageError(f"{command} needs {error.name}: pip install 'llm-sessions[{_EXTRAS[command]}]'")
+def _missing(command: str, error: ModuleNotFoundError) -> UsageError:
+    package = (error.name or "").partition(".")[0]
+    return UsageError(f"{command} needs {package}: pip install 'llm-sessions[{_EXTRAS[command]}]'")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,17 @@ from typing import Protocol, TextIO
 from .lines import Line, as_json, as_text
 from .statuses import UsageError
 
-__all__ = ["ClosedPipe", "Plain", "Printer", "SaveFile", "Unwritable", "forget", "say", "write_out"]
+__all__ = [
+    "ClosedPipe",
+    "Plain",
+    "Printer",
+    "SaveFile",
+    "Unwritable",
+    "forget",
+    "is_utf8",
+    "say",
+    "write_out",
+]
 
 
 class Unwritable(Exception):
@@ -62,7 +72,7 @@ class Plain:
         self._stream, self._notes = stream, notes
         self._render: Callable[[Line], str] = lambda line: as_text(line, width=width)
         if json:
-            ascii_only = not _is_utf8(stream)
+            ascii_only = not is_utf8(stream)
             self._render = lambda line: as_json(line, ascii_only=ascii_only)
 
     def write(self, line: Line) -> None:
@@ -78,9 +88,10 @@ class Plain:
         pass
 
 
-def _is_utf8(stream: TextIO) -> bool:
+def is_utf8(stream: TextIO) -> bool:
+    """Say whether a stream takes every character."""
     try:
-        return codecs.lookup(stream.encoding or "").name == "utf-8"
+        return codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
     except LookupError:
         return False
 
@@ -139,8 +150,10 @@ class SaveFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        # Whoever holds a pipe's reading end, too, is not told when its reader is gone, and waits for ever.
+        mode = os.O_WRONLY if path.is_fifo() else os.O_RDWR
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = os.open(path, mode | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             raise UsageError(f"cannot save to {path}: {exc.strerror}") from exc
         self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)

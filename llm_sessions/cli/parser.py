@@ -13,6 +13,7 @@ from .._version import __version__
 from ..errors import ConfigurationError
 from ..session_ids import check_session_id
 from .statuses import MEANINGS, Status
+from .targets import can_be_said
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["_Parser"]
@@ -214,7 +215,12 @@ def _add_listen(commands: Commands, statuses: str) -> None:
         help="of the own device (default: %(default)s)",
     )
     add("--catalog", metavar="URL", help="where services are listed, for the own device (default: Webex)")
-    add("--token-file", type=Path, metavar="FILE", help="the access token; read again for every attempt")
+    add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="the access token; read again for every attempt, a pipe once",
+    )
     group = listen.add_argument_group("what is shown")
     add = group.add_argument
     add(
@@ -259,6 +265,8 @@ def _names(text: str) -> tuple[str, ...]:
             check_session_id(name)
     except ConfigurationError as exc:
         raise argparse.ArgumentTypeError(f"a name {exc.problem}") from None
+    if not all(map(can_be_said, names)):
+        raise argparse.ArgumentTypeError("a name must not begin with - or have / ? # or = in it")
     if len(set(names)) < len(names):
         raise argparse.ArgumentTypeError("each name may be there once")
     return names
@@ -297,6 +305,6 @@ def _number(kind: type[int] | type[float], text: str) -> float:
         value = kind(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if value != value or abs(value) == math.inf:  # math.isfinite raises for an int beyond all floats
         raise argparse.ArgumentTypeError("must be a number" if kind is float else "must be a whole number")
     return value

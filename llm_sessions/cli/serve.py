@@ -141,9 +141,8 @@ def _shown(addresses: dict[str, Any], options: ServeOptions) -> str:
 
 
 def _summary(server: LocalServer, broadcast: Broadcast) -> str:
-    published = ", ".join(
-        f"{key} {count}" for key, count in broadcast.published.items() if count or key != Broadcast.DEVICES
-    )
+    counts = [*broadcast.published.items(), *([("devices", broadcast.posted)] if broadcast.posted else [])]
+    published = ", ".join(f"{key} {count}" for key, count in counts)
     connections = sum(one.upgraded for one in server.connections())
     lines = [
         f"published    {published}",

@@ -16,7 +16,7 @@ from ..protocol.url import parse_url
 from ..session_ids import check_session_id
 from .statuses import UsageError
 
-__all__ = ["OWN_DEVICE", "Kind", "Target", "parse_targets"]
+__all__ = ["OWN_DEVICE", "Kind", "Target", "can_be_said", "parse_targets"]
 
 OWN_DEVICE: Final = "own-device"
 """The session id of the user's own device."""
@@ -46,6 +46,12 @@ class Target:
     session: str
     kind: Kind
     url: str = ""
+
+
+def can_be_said(name: str) -> bool:
+    """Say whether `NAME=URL` on the command line means a session of this name."""
+    named = _NAMED.fullmatch(f"{name}=")
+    return named is not None and named[1] == name and not name.startswith("-")
 
 
 def parse_targets(

@@ -52,11 +52,13 @@ def find_token(environment: Mapping[str, str], file: Path | None) -> TokenProvid
 
     Args:
         environment: Variables.
-        file: Of `--token-file`, which wins; None for the variable.
+        file: Of `--token-file`, which wins; None for the variable. A pipe is read once, now: there is
+            nothing in it for the next attempt.
 
     Raises:
         UsageError: If there is no token that could be sent. The text never quotes it.
     """
+    source: TokenProvider
     source = TokenFile(file) if file is not None else StaticToken(environment.get(VARIABLE, "").strip())
     where = "the token file" if file is not None else VARIABLE
     try:
@@ -72,7 +74,7 @@ def find_token(environment: Mapping[str, str], file: Path | None) -> TokenProvid
         bearer(token, where)
     except ConfigurationError as exc:
         raise UsageError(str(exc)) from None
-    return source
+    return source if file is None or file.is_file() else StaticToken(token)
 
 
 def refuse_tokens(arguments: Sequence[str]) -> None:

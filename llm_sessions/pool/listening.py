@@ -2,8 +2,9 @@
 
 A type checker takes the first overload that fits. A name without one of its own may be any string, and its
 payload is taken for an `Envelope`: that of every `event:…` but the switchover's. So is that of a name with a
-session id at its end, like `online:captions`; `session_id=` says the same in a way that is understood. The
-overloads are there for type checkers only and cost nothing at run time.
+session id at its end, like `online:captions`; `session_id=` says the same in a way that is understood. One
+that may be any of several state events wants a callback that takes each of their payloads. The overloads are
+there for type checkers only and cost nothing at run time.
 """
 
 # Every name is also a string, which the last overloads are for; that the first ones differ is the purpose.
@@ -191,6 +192,10 @@ class PoolEvents(Generic[Whose]):
             self, event: Literal["switchover-loss"], *, session_id: Whose = ...
         ) -> Callable[[SwitchoverLossF], SwitchoverLossF]: ...
         @overload
+        def on(
+            self, event: StateEvent, callback: Calls[object, R], *, session_id: Whose = ...
+        ) -> Calls[object, R]: ...
+        @overload
         @deprecated("This event brings no Envelope but an object of its own class: see ConnectionPool.on")
         def on(
             self, event: StateEvent, callback: Calls[Envelope, R], *, session_id: Whose = ...
@@ -322,6 +327,8 @@ class SessionEvents:
         ) -> Callable[[SwitchoverFailedF], SwitchoverFailedF]: ...
         @overload
         def on(self, event: Literal["switchover-loss"]) -> Callable[[SwitchoverLossF], SwitchoverLossF]: ...
+        @overload
+        def on(self, event: StateEvent, callback: Calls[object, R]) -> Calls[object, R]: ...
         @overload
         @deprecated("This event brings no Envelope but an object of its own class: see ConnectionPool.on")
         def on(self, event: StateEvent, callback: Calls[Envelope, R]) -> Calls[Envelope, R]: ...

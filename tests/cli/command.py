@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,7 @@ class Command:
         *arguments: The command's.
         stdout: Where its output goes; by default `line` reads it.
         stdin: What it has as its input.
+        closed: Descriptors that it is started without.
         code: Python to run in the process before the command.
         env: Further variables.
     """
@@ -44,12 +46,15 @@ class Command:
         *arguments: str,
         stdout: int = subprocess.PIPE,
         stdin: int = subprocess.DEVNULL,
+        closed: Sequence[int] = (),
         code: str = "",
         env: dict[str, str] | None = None,
     ) -> None:
         run = f"{code}\nimport sys\nfrom llm_sessions.cli.main import main\nsys.exit(main())"
+        # A shell closes them, for what Popen could do it with is not safe beside other threads.
+        without = ["sh", "-c", f'exec "$@" {" ".join(f"{one}>&-" for one in closed)}', "sh"] if closed else []
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", run, *arguments],
+            [*without, sys.executable, "-W", "error", "-c", run, *arguments],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,

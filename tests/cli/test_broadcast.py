@@ -41,7 +41,7 @@ def test_every_session_hears_its_script_from_its_beginning(server: LocalServer, 
     _, main = listen(pool, server, "main")
     for number in range(10):
         play.step(1 + number / 8)
-    assert play.published == {"main": 5, "practice": 0, "devices": 0} and not play.done
+    assert play.published == {"main": 5, "practice": 0} and not play.done
     _, practice = listen(pool, server, "practice")
     for number in range(5):
         play.step(3 + number / 8)
@@ -76,7 +76,16 @@ def test_devices_hear_a_conversation(server: LocalServer, pool: ConnectionPool) 
         play.step(at)
     activities = [one.data["activity"] for one in heard.wait("event:conversation.activity", 2)]
     assert [one["object"]["displayName"] for one in activities] == list(islice(conversation(3), 2))
-    assert play.published["devices"] == 2
+    assert play.posted == 2
+
+
+def test_a_session_may_be_called_devices(server: LocalServer, pool: ConnectionPool) -> None:
+    play = Broadcast(server, ["devices"], rate=1, seed=3, count=2)
+    listen(pool, server, "devices")
+    listen(pool, server, "0f9c-a-device")
+    for at in (0.0, 1.0, 2.0):
+        play.step(at)
+    assert (play.published, play.posted, play.done) == ({"devices": 2}, 3, True)
 
 
 def test_faults_are_survived_and_nothing_comes_twice(server: LocalServer, pool: ConnectionPool) -> None:

@@ -77,6 +77,22 @@ def test_a_long_event_takes_one_line_whatever_the_size_of_the_window(monkeypatch
     assert [len(one) for one in cut if one.startswith(tuple("012"))] == [70, 40]
 
 
+def test_on_a_narrow_window_a_session_is_cut_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "20")
+    display = Display(lambda: ROWS, terminal)
+    display.close()
+    assert terminal.text.splitlines()[:2] == ["main      online   …", "practice  reconnect…"]
+
+
+def test_a_session_that_is_called_like_the_time_has_its_colour() -> None:
+    terminal = Terminal()
+    display = Display(lambda: [Row("0", "online", 0, 0.0, None, 0)], terminal)
+    display.write(Line("0", "event:a.b", 0.0, {"text": "hello"}))
+    display.close()
+    assert re.search(r"\d\d:\d\d:00\.000  \x1b\[36m0\x1b\[0m  event:a\.b  hello", terminal.getvalue())
+
+
 def test_the_cursor_is_there_all_the_time() -> None:
     terminal = Terminal()
     display = Display(lambda: ROWS, terminal)
@@ -100,5 +116,9 @@ def test_a_terminal_that_is_gone() -> None:
 def test_what_it_is_fit_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_fit(Terminal())
     assert not is_fit(io.StringIO())
+    monkeypatch.setattr(Terminal, "encoding", "latin-1")
+    assert not is_fit(Terminal())
+    monkeypatch.setattr(Terminal, "encoding", "utf-8")
+    assert is_fit(Terminal())
     monkeypatch.setenv("TERM", "dumb")
     assert not is_fit(Terminal())

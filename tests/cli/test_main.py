@@ -51,7 +51,7 @@ def test_a_missing_extra_is_named(
 
     def without(name: str, *rest: Any, **more: Any) -> Any:
         if name.partition(".")[0] == library:
-            raise ImportError(f"no {library}", name=library)
+            raise ModuleNotFoundError(f"no {library}", name=library)
         return real_import(name, *rest, **more)
 
     for module in [one for one in sys.modules if re.match(r"llm_sessions\.(testing|cli\.[bds])", one)]:

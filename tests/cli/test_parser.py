@@ -78,6 +78,9 @@ def test_what_arguments_become(arguments: str, options: Any) -> None:
     [
         ("serve --sessions a,,b", "a name must be non-empty"),
         ("serve --sessions a,a", "each name may be there once"),
+        ("serve --sessions=-a", "a name must not begin with - or have / ? # or = in it"),
+        ("serve --sessions a,b=c", "a name must not begin with - or have / ? # or = in it"),
+        ("serve --sessions a/b", "a name must not begin with - or have / ? # or = in it"),
         ("serve --rate 0", "must be at least 0.001"),
         ("serve --rate 1001", "at most 1000"),
         ("serve --rate nan", "must be a number"),
@@ -103,6 +106,10 @@ def test_t11_mistakes_are_named_and_what_is_not_known_is_not_repeated(
     assert stopped.value.code == Status.USAGE
     err = capsys.readouterr().err
     assert problem in err and "s3cret" not in err
+
+
+def test_a_count_beyond_all_floats() -> None:
+    assert parse(["listen", "--count", "1" + "0" * 400]) == ListenOptions(count=10**400)
 
 
 def help_of(command: str, capsys: Captured) -> str:

@@ -18,7 +18,7 @@ import pytest
 
 from llm_sessions.testing.server import LocalServer
 from tests.cli.command import TOKEN, Command
-from tests.support import Background, eventually
+from tests.support import LONG, Background, eventually
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,74 @@ def test_a_reader_that_has_enough_ends_it_quietly(server: LocalServer, tmp_path:
     assert events == ["online", "event:relay.event", "offline.permanent", "disconnected"]
 
 
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+def test_streams_that_were_closed_before_it_began(
+    server: LocalServer, closed: tuple[int, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "lines.jsonl"
+    arguments = ("listen", "--json", "--count", "1", "--save", str(path), server.url("main"))
+    with Command(*arguments, closed=closed) as command:
+        out, err = command.ends(0)
+    saved = path.read_text()
+    assert json.loads(saved)["event"] == "online"
+    assert out == ("" if 1 in closed else saved)
+    assert err == ("" if 2 in closed else "main  1 message, 0 reconnects, 0 gaps, no error\n")
+    with Command("serve", "--seconds", "0.01", closed=closed) as command:
+        command.ends(0)
+
+
+def test_a_file_that_is_a_pipe_whose_reader_is_gone(server: LocalServer, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = Background(lambda: os.open(path, os.O_RDONLY))  # waits for the writer
+    with Command("listen", "--plain", "--save", str(path), server.url("main")) as command:
+        assert "online" in command.line()
+        os.close(reader.result())
+        server.publish({"text": "x" * 100_000}, session="main")  # more than the pipe takes
+        _, err = command.ends(3)
+    assert f"llm-sessions listen: cannot save to {path}: Broken pipe\n" in err
+
+
+def test_a_token_from_a_pipe_is_there_for_every_attempt(server: LocalServer) -> None:
+    reads, writes = os.pipe()
+    os.write(writes, b"of-a-pipe-0815\n")
+    os.close(writes)
+    arguments = ("listen", "--json", "--token-file", "/dev/stdin", "--event", "online", "--count", "2")
+    try:
+        with Command(*arguments, server.url("main"), stdin=reads) as command:
+            assert command.object()["event"] == "online"
+            server.drop("main")
+            command.ends(0)
+    finally:
+        os.close(reads)
+    assert [one.token for one in server.connections()] == ["of-a-pipe-0815"] * 2
+
+
+def test_the_demo_ends_when_nobody_reads_it() -> None:
+    with Command("demo") as command:
+        command.line()
+        assert command.process.stdout is not None
+        command.process.stdout.close()
+        assert command.process.wait(LONG) == 141
+        assert command.process.stderr is not None and command.process.stderr.read() == ""
+
+
+def test_the_demo_on_a_full_disk() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with Command("demo", stdout=full) as command:
+            _, err = command.ends(3)
+    finally:
+        os.close(full)
+    assert err == "llm-sessions demo: cannot write the output: No space left on device\n"
+
+
+def test_the_demo_in_ascii() -> None:
+    with Command("demo", env={"PYTHONIOENCODING": "ascii"}) as command:
+        out, _ = command.ends(0)
+    assert r"main \u2192 program" in out and out.isascii()
+
+
 def test_an_output_on_a_full_disk(server: LocalServer) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
@@ -133,6 +201,8 @@ def test_listen_needs_nothing_of_the_testing_extra(server: LocalServer) -> None:
         command.ends(0)
     with Command("serve", code=code) as command:
         assert "serve needs " in command.ends(2)[1]
+    with Command("serve", "--tls", code="import sys\nsys.modules['trustme'] = None") as command:
+        assert "serve needs trustme: pip install 'llm-sessions[testing]'" in command.ends(2)[1]
 
 
 # serve
@@ -229,6 +299,17 @@ def test_live_lines_on_a_terminal_of_any_size(server: LocalServer, terminal: Ter
         _, err = command.ends(130)
     assert re.match(r"main  \d+ messages, 1 reconnect, 0 gaps, last error: connection lost \(1006\)", err)
     assert terminal.sent.rfind(b"\x1b[?25h") > terminal.sent.rfind(b"\x1b[?25l"), "the cursor is hidden"
+
+
+def test_a_terminal_that_is_not_utf8(server: LocalServer, terminal: Terminal) -> None:
+    env = {"TERM": "xterm", "PYTHONIOENCODING": "ascii"}
+    arguments: Any = ("listen", "--event", "event:relay.event", "--count", "1", server.url("main"))
+    with Command(*arguments, stdout=terminal.theirs, env=env) as command:
+        server.wait_live("main")
+        server.publish({"text": "gr\u00fcn " * 100}, session="main")
+        command.ends(0)
+    eventually(lambda: rb"gr\xfcn gr\xfcn" in terminal.sent)
+    assert b"\x1b" not in terminal.sent
 
 
 def test_plain_on_a_terminal_sends_no_codes(server: LocalServer, terminal: Terminal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_a_file_that_is_gone_or_empty_for_a_moment_is_a_passing_failure(tmp_path
     file.touch()
     with pytest.raises(ValueError, match="empty"):
         provider.get()
+
+
+def test_a_pipe_is_read_once() -> None:
+    reads, writes = os.pipe()
+    os.write(writes, f"{SECRET}\n".encode())
+    os.close(writes)
+    try:
+        provider = find_token({}, Path(f"/dev/fd/{reads}"))
+        assert provider.get() == provider.refresh(SECRET) == SECRET
+    finally:
+        os.close(reads)
+    assert redact(f"<{SECRET}>") == "<***>"
 
 
 @pytest.mark.parametrize("value", [None, "", "  "])

@@ -201,6 +201,11 @@ meeting.on("relay", log)
 pool.on("offline", functools.partial(print, "offline:"))
 
 
+for state_event in ("online", "offline", "ping-pong-latency"):  # no type checker takes it for a mere string
+    pool.on(state_event, log)
+    session.once(state_event, print)
+
+
 # Names that are known at run time only
 
 
