@@ -225,6 +225,9 @@ class FakeLink:
         if self.aborted.is_set():
             raise AttemptFailed(Failure.NETWORK, "the attempt was ended")
 
+    def read(self) -> None:
+        """Return at once: its reports are made on whatever thread calls them."""
+
     def become_ready(self) -> None:
         self.ready = True
         self.owner.link_ready(self)

@@ -165,6 +165,9 @@ class Connector:
         except BaseException:
             machine.disown(attempt, link)
             raise
+        # From here on this thread is the socket's reader: when it comes back the run has long been settled,
+        # unless the link ended before it was ready.
+        link.read()
         # Ready, ended, or cancelled: the reader enforces the open timeout and always reports.
         attempt.news.wait()
         ended = attempt.link_ended
