@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import enum
-import threading
+from typing import Final
 
+from .._sync import Latch
 from ..connection.transport import Link
 from ..protocol.mercury import Ended
 from .sources import Endpoint, Target, TokenProvider
@@ -23,6 +24,10 @@ class RunKind(enum.Enum):
     FIRST = "first"  # connect() from IDLE or OFFLINE; ends with its last waiter
     RECONNECT = "reconnect"  # the active socket was lost; belongs to the session
     SWITCH = "switch"  # the server is shutting down; belongs to the session
+
+
+_ONLINE: Final[concurrent.futures.Future[None]] = concurrent.futures.Future()
+_ONLINE.set_result(None)
 
 
 class Attempt:
@@ -45,6 +50,12 @@ class Attempt:
         news: Set when the link became ready, ended, or the run was cancelled.
         last_error: The newest failed attempt's error.
     """
+
+    __slots__ = (
+        *("_cancelled", "endpoint", "failures", "first_wait", "generation", "held", "kind", "last_error"),
+        *("link", "link_ended", "news", "number", "outcome", "over", "provider", "rejected", "session_id"),
+        *("stale", "started", "target", "token"),
+    )
 
     def __init__(
         self,
@@ -71,9 +82,9 @@ class Attempt:
         self.token = ""
         self.link_ended: Ended | None = None
         self.last_error: Exception | None = None
-        self.news = threading.Event()
+        self.news = Latch()
         self.outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._cancelled = threading.Event()
+        self._cancelled = Latch()
 
     @property
     def cancelled(self) -> bool:
@@ -83,6 +94,19 @@ class Attempt:
     def cancel(self) -> None:
         """Wake the connector, wherever it waits."""
         self._cancelled.set()
+        self.news.set()
+
+    def opens(self, link: Link) -> None:
+        """Note the socket that is about to be opened. The session's lock is held."""
+        self.link, self.link_ended = link, None
+        self.news = Latch()
+
+    def succeed(self) -> None:
+        """Settle the run: the session is online. The session's lock is held."""
+        # The reader keeps its run for as long as it reads: a future of its own would be most of that.
+        outcome, self.outcome = self.outcome, _ONLINE
+        outcome.set_result(None)
+        self.link = None
         self.news.set()
 
     def wait_cancelled(self, seconds: float) -> bool:

@@ -92,6 +92,8 @@ class Connector:
         attempt: The run.
     """
 
+    __slots__ = ("_asked_to_wait", "_attempt", "_config", "_fresh", "_machine", "_refused")
+
     def __init__(self, machine: Owner, attempt: Attempt) -> None:
         self._machine = machine
         self._attempt = attempt
@@ -103,12 +105,12 @@ class Connector:
     def run(self) -> None:
         """The thread's main function. It has one exit, and the run is settled there at the latest."""
         serve(self._machine)
-        failed = ConnectError(self._attempt.session_id, "the connector failed")
-        error: Exception | None = failed
+        error: Exception | None = None
         try:
             error = self._run()
         except BaseException as exc:
-            failed.__cause__ = exc
+            error = ConnectError(self._attempt.session_id, "the connector failed")
+            error.__cause__ = exc
             log = SessionLogger(logger, {"session_id": self._attempt.session_id})
             log.exception("the connector failed; this is a bug in llm_sessions")
         finally:

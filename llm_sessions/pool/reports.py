@@ -96,9 +96,7 @@ class SessionReports(SessionCore):
         def decision(effects: Effects) -> bool:
             if attempt.cancelled:
                 return False
-            attempt.link = link
-            attempt.link_ended = None
-            attempt.news.clear()
+            attempt.opens(link)
             self._links.add(link)
             return True
 
@@ -210,7 +208,6 @@ class SessionReports(SessionCore):
             return
         old, self._active = self._active, link
         self._run_over()
-        attempt.link = None
         assert attempt.target is not None
         self._token, self._target = attempt.token, attempt.target
         self._online_at = self.env.clock()
@@ -219,8 +216,7 @@ class SessionReports(SessionCore):
         self.was_online = True
         if read_by_this_thread() is link:
             self.dispatcher.lend_readers()
-        attempt.outcome.set_result(None)
-        attempt.news.set()
+        attempt.succeed()
         if attempt.kind is RunKind.SWITCH:
             self._count.switchovers += 1
             self._step(effects, Trigger.SWITCHED)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llm_sessions._sync import Deadline, ThreadGroup
+from llm_sessions._sync import Deadline
 from llm_sessions.connection import connection as connection_module
 from llm_sessions.connection.connection import Connection, resolve
 from llm_sessions.connection.stream_errors import StreamBroken
@@ -366,21 +366,6 @@ def test_an_http_refusal_has_its_row(
     assert (error.failure, error.status, error.retry_after) == (expected, status, "5")
     assert f"localhost:{server.port}" in error.message
     assert error.__cause__ is not None
-
-
-def test_no_thread_to_be_had_is_a_failed_attempt(
-    server: LocalServer, make: MakeLink, owner: Owner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none_left(*args: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    link = make(server.port, path=connection_url("ws://x/key", now_ms=1)[7:])
-    monkeypatch.setattr(ThreadGroup, "spawn", none_left)
-    error = failure(link)
-    assert error.failure is Failure.NETWORK
-    assert isinstance(error.__cause__, RuntimeError)
-    link.close(None, None)
-    assert owner.reports == []
 
 
 # Conversation
