@@ -21,13 +21,11 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import threading
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from .._logging import SessionLogger, get_logger
+from .._logging import SessionLogger, get_logger, guarded
 from .._sync import Deadline, Lock
 from ..datachannel.registration import Registration
 from ..errors import (
@@ -291,7 +289,7 @@ class Worker:
         except PoolClosed:
             raise
         except Exception as exc:  # noqa: BLE001  # a log handler's; the step may have been taken all the same
-            self._guarded(lambda: self._log.exception("a log handler raised"))
+            guarded(lambda: self._log.exception("a log handler raised"))
             standing = self._sessions.standing(step.session_id)
             if isinstance(step, Connect) and (standing is None or standing.state not in BUSY):
                 self._settle(step.session_id, generation, exc)
@@ -350,15 +348,7 @@ class Worker:
             tell = session_id in wanted(self.facts)
             self._notify()
         if tell and type(error) is not ConnectCancelled:
-            self._guarded(lambda: self._failed(session_id, error))
-
-    def _guarded(self, call: Callable[[], None]) -> None:
-        """Call what runs log handlers of the user's: one that raises must not end the worker."""
-        try:
-            call()
-        except Exception:  # noqa: BLE001  # to be told where logging itself tells of it
-            if logging.raiseExceptions:
-                traceback.print_exc()
+            guarded(lambda: self._failed(session_id, error))
 
     def _connect(self, step: Connect, generation: int) -> bool:
         session_id, channel = step.session_id, step.channel
@@ -401,7 +391,7 @@ class Worker:
             return left if not self._warned else None
         self._warned = True
         error = self._lives[LLM_DEFAULT_SESSION].session.last_error
-        self._guarded(
+        guarded(
             lambda: self._log.warning(
                 "the data channel is still down after %d s: %s", WARN_AFTER, error or "no error yet"
             )

@@ -17,7 +17,7 @@ from tests.chaos.client import Ear, Tokens
 from tests.chaos.plan import Action
 from tests.chaos.service import Service
 
-__all__ = ["Director", "Script"]
+__all__ = ["Director", "Script", "ServerScript"]
 
 
 class Script:
@@ -61,7 +61,44 @@ class Script:
             call()
 
 
-class Director(Script):
+class ServerScript(Script):
+    """What the server of any sessions does to them.
+
+    Args:
+        actions: See `Script`.
+        began: See `Script`.
+        service: The server, and what was published on it.
+    """
+
+    def __init__(self, actions: Sequence[Action], began: float, service: Service) -> None:
+        super().__init__(actions, began)
+        self._service = service
+
+    def do_drop(self, action: Action) -> None:
+        self._service.server.drop(action.session)
+
+    def do_close(self, action: Action) -> None:
+        self._service.server.close_session(action.session, *action.value)
+
+    def do_shutdown(self, action: Action) -> Callable[[], Any]:
+        return announce(self._service, action)
+
+    def do_reject(self, action: Action) -> None:
+        reject(self._service, action)
+
+    def do_skip(self, action: Action) -> None:
+        self._service.fate(str(action.session), "skipped", action.value)
+
+    def do_burst(self, action: Action) -> None:
+        for _ in range(action.value):
+            self._service.publish(str(action.session))
+
+    def do_mute(self, action: Action) -> Callable[[], Any]:
+        self._service.server.mute(action.session)
+        return lambda: self._service.server.unmute(action.session)
+
+
+class Director(ServerScript):
     """The director of the pools' sessions.
 
     Args:
@@ -82,35 +119,16 @@ class Director(Script):
         ears: Mapping[str, Ear],
         tokens: Tokens,
     ) -> None:
-        super().__init__(actions, began)
-        self._service, self._proxies, self._ears, self._tokens = service, proxies, ears, tokens
+        super().__init__(actions, began, service)
+        self._proxies, self._ears, self._tokens = proxies, ears, tokens
 
     # --- by the server
-
-    def do_drop(self, action: Action) -> None:
-        self._service.server.drop(action.session)
-
-    def do_close(self, action: Action) -> None:
-        self._service.server.close_session(action.session, *action.value)
-
-    def do_shutdown(self, action: Action) -> Callable[[], Any]:
-        return announce(self._service, action)
-
-    def do_reject(self, action: Action) -> None:
-        reject(self._service, action)
 
     def do_garbage(self, action: Action) -> None:
         send_garbage(self._service, action.session, action.value)
 
-    def do_skip(self, action: Action) -> None:
-        self._service.fate(str(action.session), "skipped", action.value)
-
     def do_spoil(self, action: Action) -> None:
         self._service.fate(str(action.session), "spoiled", how=action.value)
-
-    def do_burst(self, action: Action) -> None:
-        for _ in range(action.value):
-            self._service.publish(str(action.session))
 
     def do_restart(self, action: Action) -> Callable[[], Any]:
         self._service.stop()
@@ -118,10 +136,6 @@ class Director(Script):
 
     def do_new_token(self, action: Action) -> None:
         self._tokens.renew()
-
-    def do_mute(self, action: Action) -> Callable[[], Any]:
-        self._service.server.mute(action.session)
-        return lambda: self._service.server.unmute(action.session)
 
     def do_wrong_pong(self, action: Action) -> Callable[[], Any]:
         self._service.server.wrong_pong(action.session)

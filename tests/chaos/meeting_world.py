@@ -16,7 +16,7 @@ from llm_sessions import (
 )
 from llm_sessions.testing.captions import CaptionService, Webinar
 from tests.chaos.client import Ear
-from tests.chaos.director import Script, announce, reject
+from tests.chaos.director import ServerScript
 from tests.chaos.plan import Action, Plan
 from tests.chaos.service import Service
 from tests.chaos.watch import Calls, Steps
@@ -28,37 +28,14 @@ DEVICE = "https://wdm.example/devices/1"
 SESSIONS = {"default": LLM_DEFAULT_SESSION, "practice": LLM_PRACTICE_SESSION}
 
 
-class MeetingScript(Script):
+class MeetingScript(ServerScript):
     """The director of the meeting, and of its sessions."""
 
     def __init__(self, actions: Sequence[Action], began: float, world: MeetingWorld) -> None:
-        super().__init__(actions, began)
-        self._world, self._service = world, world.service
+        super().__init__(actions, began, world.service)
+        self._world = world
 
     # --- by the server
-
-    def do_drop(self, action: Action) -> None:
-        self._service.server.drop(action.session)
-
-    def do_close(self, action: Action) -> None:
-        self._service.server.close_session(action.session, *action.value)
-
-    def do_shutdown(self, action: Action) -> Callable[[], Any]:
-        return announce(self._service, action)
-
-    def do_reject(self, action: Action) -> None:
-        reject(self._service, action)
-
-    def do_skip(self, action: Action) -> None:
-        self._service.fate(str(action.session), "skipped", action.value)
-
-    def do_burst(self, action: Action) -> None:
-        for _ in range(action.value):
-            self._service.publish(str(action.session))
-
-    def do_mute(self, action: Action) -> Callable[[], Any]:
-        self._service.server.mute(action.session)
-        return lambda: self._service.server.unmute(action.session)
 
     def do_expire_tokens(self, action: Action) -> None:
         self._service.server.datachannel_tokens = set()

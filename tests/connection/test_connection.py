@@ -1376,24 +1376,29 @@ def test_t1_without_threads_a_lent_reader_reads_the_end_when_it_comes_back(
     assert len(owner.readers) == 1
 
 
-def test_what_came_with_the_end_is_delivered_after_it(
-    make: MakeLink, owner: Owner, lent: Lent, peer_context: ssl.SSLContext | None
-) -> None:
+@pytest.fixture
+def says_a_message_and_ends(peer_context: ssl.SSLContext | None) -> Iterator[Peer]:
     with Peer(
         lambda peer, sock: peer.open_session(sock, frame({"id": "m0"}), close_frame(1001)), peer_context
     ) as peer:
-        link = make(peer.port)
-        link.open()
-        lent.gate.wait_arrived()
-        assert [ended.code for ended in ends(owner)] == [1001], "nobody waits for a callback to hear of it"
-        assert link.relieve() is False
-        lent.gate.open()
-        eventually(lambda: not alive(link))
-        assert lent.times == 1 and len(ends(owner)) == 1
+        yield peer
+
+
+def test_what_came_with_the_end_is_delivered_after_it(
+    make: MakeLink, owner: Owner, lent: Lent, says_a_message_and_ends: Peer
+) -> None:
+    link = make(says_a_message_and_ends.port)
+    link.open()
+    lent.gate.wait_arrived()
+    assert [ended.code for ended in ends(owner)] == [1001], "nobody waits for a callback to hear of it"
+    assert link.relieve() is False
+    lent.gate.open()
+    eventually(lambda: not alive(link))
+    assert lent.times == 1 and len(ends(owner)) == 1
 
 
 def test_what_came_with_the_end_is_delivered_although_the_owner_raises(
-    make: MakeLink, owner: Owner, lent: Lent, peer_context: ssl.SSLContext | None, monkeypatch: Any
+    make: MakeLink, owner: Owner, lent: Lent, says_a_message_and_ends: Peer, monkeypatch: Any
 ) -> None:
     """A log handler of the user's, at the record that says so."""
     raised: list[str] = []
@@ -1404,14 +1409,11 @@ def test_what_came_with_the_end_is_delivered_although_the_owner_raises(
         raise ValueError("a log handler's")
 
     owner.link_ended = fail  # type: ignore[method-assign]
-    with Peer(
-        lambda peer, sock: peer.open_session(sock, frame({"id": "m0"}), close_frame(1001)), peer_context
-    ) as peer:
-        link = make(peer.port)
-        link.open()
-        lent.gate.wait_arrived()
-        lent.gate.open()
-        eventually(lambda: not alive(link))
+    link = make(says_a_message_and_ends.port)
+    link.open()
+    lent.gate.wait_arrived()
+    lent.gate.open()
+    eventually(lambda: not alive(link))
     assert (lent.times, len(ends(owner)), raised) == (1, 1, ["a log handler's"])
 
 
