@@ -17,6 +17,7 @@ from llm_sessions._sync import (
     STREAM,
     Deadline,
     Latch,
+    LateCondition,
     RankedLock,
     ThreadGroup,
     check_lock_order,
@@ -339,6 +340,37 @@ def test_i28_ended_threads_are_swept_out() -> None:
         group.spawn(lambda: None, "llm-short").join(10)
     assert len(group._threads) <= 2 * _sync._FEW_THREADS
     assert group.join(Deadline(10)) == []
+
+
+# -- LateCondition ------------------------------------------------------------------------------------------
+
+
+def test_a_late_condition_is_made_for_its_first_waiter_and_wakes_them_all() -> None:
+    lock = threading.Lock()
+    changed, ready = LateCondition(lock), list[bool]()
+    with lock:
+        changed.notify_all()
+        assert changed._condition is None, "nobody waits: there is nothing to make"
+        assert changed.wait_for(lambda: False, SHORT) is False
+        made = changed._condition
+
+    def wait_for_it() -> bool:
+        with lock:
+            return changed.wait_for(lambda: bool(ready))
+
+    def wait_for_news() -> None:
+        with lock:
+            changed.wait()
+
+    calls = [Background(wait_for_it), Background(wait_for_it)]
+    other = Background(wait_for_news)
+    assert made is not None and changed._condition is made, "one, or they would not share it"
+    eventually(lambda: len(made._waiters) == 3)  # type: ignore[attr-defined]
+    with lock:
+        ready.append(True)
+        changed.notify_all()
+    assert [call.result() for call in calls] == [True, True]
+    other.result()
 
 
 # -- Latch --------------------------------------------------------------------------------------------------

@@ -66,6 +66,10 @@ def resolve(host: str, port: int) -> list[AddressInfo]:
     return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # type: ignore[return-value]
 
 
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
 def _shown(payload: bytes) -> str:
     """Return what logs show of a message."""
     text = payload[:_MAX_LOOKED_AT].decode(errors="replace")
@@ -139,7 +143,7 @@ class Connection:
         protocol = MercuryProtocol(
             self._request.token,
             encoder=self._encoder,
-            new_id=lambda: str(uuid.uuid4()),
+            new_id=_new_id,
             timing=self._request.timing,
             open_deadline=deadline.at,
         )
@@ -152,8 +156,12 @@ class Connection:
     def read(self) -> None:
         assert self._protocol is not None
         glued, self._glued = self._glued, b""
-        current_thread().name = self._reader_name
-        self._read(self._protocol, glued)
+        me = current_thread()
+        before, me.name = me.name, self._reader_name
+        try:
+            self._read(self._protocol, glued)
+        finally:
+            me.name = before
 
     @property
     def _reader_name(self) -> str:

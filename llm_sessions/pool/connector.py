@@ -33,7 +33,7 @@ from ..protocol.mercury import EndCause, Ended, Timing
 from ..protocol.url import connection_url
 from .attempt import Attempt
 from .retry import parse_retry_after
-from .served import serve
+from .served import reads, serve
 from .sources import BadAnswer, Unreachable, answered, check_target
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ class Owner(LinkOwner, Protocol):
     def give_up(self, attempt: Attempt, error: Exception) -> None:
         """Settle the run with an error, unless it is settled or cancelled."""
 
+    def connector_ended(self, attempt: Attempt) -> None:
+        """Hear that nothing more is done for the run."""
+
 
 class _Failed(Exception):
     """This attempt failed: the row of the failure table, and the error that users see."""
@@ -114,8 +117,11 @@ class Connector:
             log = SessionLogger(logger, {"session_id": self._attempt.session_id})
             log.exception("the connector failed; this is a bug in llm_sessions")
         finally:
-            if error is not None:
-                self._machine.give_up(self._attempt, error)
+            try:
+                if error is not None:
+                    self._machine.give_up(self._attempt, error)
+            finally:
+                self._machine.connector_ended(self._attempt)
 
     def _run(self) -> Exception | None:
         """Return None once the run is settled or nobody wants it, or the error to give up with."""
@@ -169,7 +175,10 @@ class Connector:
             raise
         # From here on this thread is the socket's reader: when it comes back the run has long been settled,
         # unless the link ended before it was ready.
-        link.read()
+        try:
+            link.read()
+        finally:
+            reads(None)  # otherwise what a further attempt has to tell would wait for this socket's reader
         # Ready, ended, or cancelled: the reader enforces the open timeout and always reports.
         attempt.news.wait()
         ended = attempt.link_ended

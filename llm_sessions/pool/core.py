@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._logging import Repeats, SessionLogger, get_logger, one_line
-from .._sync import SESSION, make_lock
+from .._sync import SESSION, LateCondition, make_lock
 from ..connection.transport import Link, Traffic
 from ..errors import ConnectCancelled, PoolClosed, SessionError
 from ..protocol.closing import DEFAULT_CODE, DEFAULT_REASON
@@ -131,7 +130,7 @@ class SessionCore:
         self._lock = make_lock("session", SESSION)
         self._delivery = Delivery(session_id, self._lock, self.listeners, env)
         self.dispatcher = self._delivery.dispatcher
-        self._changed = threading.Condition(self._lock)
+        self._changed = LateCondition(self._lock)
         self._state = SessionState.IDLE
         self._attempt: Attempt | None = None  # the live run
         self._active: Link | None = None
@@ -151,7 +150,7 @@ class SessionCore:
         self._farewell: tuple[int, str] | None = None  # how the active link ended while disconnecting
         # What waiters compare: they only ever grow.
         self._onlines = self._endings = self._disconnects = 0
-        self._ending: Exception = ConnectCancelled(session_id, "it has ended")  # why the last of them came
+        self._ending: Exception | None = None  # why the last of them came
         self._rests = 0  # times that nothing of the session was left open
         self._waiters = 0
         self._repeats = Repeats(env.clock)
@@ -195,7 +194,7 @@ class SessionCore:
             self.dispatcher.set_lingering(False)
             self._rests += 1
             ours = self._state is SessionState.IDLE
-            self._delivery.rest(self._ended_by_us() if ours else self._ending, ours)
+            self._delivery.rest(self._ended_by_us() if ours else self._why_ended(), ours)
         elif before in (SessionState.IDLE, SessionState.OFFLINE):
             self.dispatcher.set_lingering(True)
             self._delivery.revive()
@@ -232,6 +231,9 @@ class SessionCore:
         """Tell every waiter why the session is not going to be online."""
         self._endings += 1
         self._ending = error
+
+    def _why_ended(self) -> Exception:
+        return self._ending or ConnectCancelled(self.session_id, "it has ended")
 
     def _run_over(self) -> Attempt | None:
         """There is no live run any more: it is through, or cancelled. Return what it was."""

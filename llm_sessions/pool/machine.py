@@ -200,7 +200,7 @@ class SessionMachine(SessionReports):
                 )
                 if self._state in ONLINE or self._onlines != onlines:
                     return
-                error = self._ending
+                error = self._why_ended()
                 last = self._attempt.last_error if self._attempt is not None else self.last_error
             if arrived:
                 raise fresh_copy(error) from error.__cause__

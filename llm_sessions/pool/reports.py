@@ -63,15 +63,9 @@ class SessionReports(SessionCore):
         return attempt
 
     def _start_connector(self, attempt: Attempt) -> None:
-        def run() -> None:
-            try:
-                Connector(self, attempt).run()
-            finally:
-                self._connector_ended(attempt)
-
         attempt.started = True
         try:
-            self.env.threads.spawn(run, f"llm-connector[{self.session_id}]")
+            self.env.threads.spawn(Connector(self, attempt).run, f"llm-connector[{self.session_id}]")
         except BaseException as exc:
             # Interrupted, it may run all the same; it then finds its run cancelled.
             error = ConnectError(
@@ -81,9 +75,9 @@ class SessionReports(SessionCore):
             self.give_up(attempt, error)
             if not isinstance(exc, RuntimeError):
                 raise
-            self._connector_ended(attempt)
+            self.connector_ended(attempt)
 
-    def _connector_ended(self, attempt: Attempt) -> None:
+    def connector_ended(self, attempt: Attempt) -> None:
         with self._lock:
             attempt.over = True
             self.env.connector_ended(attempt)

@@ -782,7 +782,7 @@ def test_t3_the_reader_that_was_relieved_is_kept_as_the_dispatcher(make: Make) -
     assert dispatcher.stays and away.thread.name == "llm-dispatcher[mercury-default-session]"
     gate.open()
     assert [envelope.id for envelope in recorder.wait("event", 2)] == ["1", "2"]
-    eventually(lambda: dispatcher._not_empty, "it does not wait for more")
+    eventually(lambda: dispatcher._changed._condition, "it does not wait for more")
     session.disconnect()
     away.result()
 
