@@ -285,7 +285,7 @@ def test_a_wait_for_the_end_is_not_lost_to_a_quick_reconnect(make: Make) -> None
     for _ in range(100):
         waiter = Background(lambda: session.wait_closed(LONG))
         changed = session._machine._changed
-        eventually(lambda: changed._condition and changed._condition._waiters)  # type: ignore[attr-defined]
+        eventually(lambda made=changed: made._condition and made._condition._waiters)  # type: ignore[attr-defined]
         session.disconnect()
         pool.connect(session_id="a")  # perhaps before the waiter has woken
         waiter.result()
