@@ -131,10 +131,12 @@ class Connection:
 
     def open(self) -> None:
         try:
-            glued, deadline = open_stream(self._stream, self._request, self._resolve, self._clock)
+            self._start(*open_stream(self._stream, self._request, self._resolve, self._clock))
         except BaseException:
             self._stream.release()
             raise
+
+    def _start(self, glued: bytes, deadline: Deadline) -> None:
         self._glued = glued
         protocol = MercuryProtocol(
             self._request.token,

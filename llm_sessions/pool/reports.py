@@ -67,7 +67,8 @@ class SessionReports(SessionCore):
             try:
                 Connector(self, attempt).run()
             finally:
-                self._connector_ended(attempt)
+                if not self.env.forked:  # a callback may have: some thread of the parent may hold the lock
+                    self._connector_ended(attempt)
 
         attempt.started = True
         try:
@@ -159,7 +160,7 @@ class SessionReports(SessionCore):
                 return
             self._run_over()
             attempt.cancel()
-            attempt.outcome.set_exception(error)
+            attempt.settle(error)
             self.last_error = error
             if attempt.kind is RunKind.SWITCH:
                 if len(self._links) < 2:
