@@ -148,7 +148,13 @@ class Latch:
         mine = threading.Lock()
         mine.acquire()
         self._waiters.append(mine)  # before the look: `set` looks at them after it has set
-        return self._set or mine.acquire(timeout=-1 if timeout is None else timeout) or self._set
+        try:
+            return self._set or mine.acquire(timeout=-1 if timeout is None else max(0, timeout)) or self._set
+        finally:
+            try:
+                self._waiters.remove(mine)  # one operation, like `pop`
+            except ValueError:
+                pass  # `set` has taken it
 
 
 class LateCondition:

@@ -135,10 +135,12 @@ class Connection:
 
     def open(self) -> None:
         try:
-            glued, deadline = open_stream(self._stream, self._request, self._resolve, self._clock)
+            self._start(*open_stream(self._stream, self._request, self._resolve, self._clock))
         except BaseException:
             self._stream.release()
             raise
+
+    def _start(self, glued: bytes, deadline: Deadline) -> None:
         self._glued = glued
         protocol = MercuryProtocol(
             self._request.token,
@@ -156,12 +158,8 @@ class Connection:
     def read(self) -> None:
         assert self._protocol is not None
         glued, self._glued = self._glued, b""
-        me = current_thread()
-        before, me.name = me.name, self._reader_name
-        try:
-            self._read(self._protocol, glued)
-        finally:
-            me.name = before
+        current_thread().name = self._reader_name
+        self._read(self._protocol, glued)
 
     @property
     def _reader_name(self) -> str:
@@ -179,8 +177,8 @@ class Connection:
             if glued is None and not self._lent:
                 return  # it has come back by itself
             self._lent, self._reader = False, get_ident()
-        self._owner.link_reading(self, lends=True)
         try:
+            self._owner.link_reading(self, lends=True)
             if glued is not None:
                 with self._lock:
                     protocol.start()

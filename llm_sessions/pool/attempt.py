@@ -1,14 +1,14 @@
 """One attempt run: from the decision to connect until the session is online or nothing more is tried.
 
-Many callers wait for its one outcome; one connector thread makes it. All but the events and the future is
-guarded by the session's lock.
+Many callers wait for its one outcome; one connector thread makes it: an attempt is their future. It is not one
+of `concurrent.futures`, because Ctrl-C in a wait for one of those can leave its lock held, which would strand
+all others, and because it would make an idle session larger by a kilobyte. All but the latches is guarded by
+the session's lock.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import enum
-from typing import Final
 
 from .._sync import Latch
 from ..connection.transport import Link
@@ -26,10 +26,6 @@ class RunKind(enum.Enum):
     SWITCH = "switch"  # the server is shutting down; belongs to the session
 
 
-_ONLINE: Final[concurrent.futures.Future[None]] = concurrent.futures.Future()
-_ONLINE.set_result(None)
-
-
 class Attempt:
     """A run, shared by those who wait for it. What an endpoint sees of it is `sources.AttemptInfo`.
 
@@ -37,7 +33,7 @@ class Attempt:
         kind: Why there is one. A SWITCH becomes a RECONNECT when the old socket is lost meanwhile.
         number: Counts the attempts of this run, from 1.
         failures: How many of them have failed.
-        outcome: None once the session is online, or the error that ended the run.
+        error: Once the run is settled: what ended it, None if the session is online.
         started: Whether it has a connector.
         over: Whether that has ended.
         held: Whether the library itself keeps it going, so that no caller's leaving ends it.
@@ -52,9 +48,9 @@ class Attempt:
     """
 
     __slots__ = (
-        *("_cancelled", "endpoint", "failures", "first_wait", "generation", "held", "kind", "last_error"),
-        *("link", "link_ended", "news", "number", "outcome", "over", "provider", "rejected", "session_id"),
-        *("stale", "started", "target", "token"),
+        *("_cancelled", "_settled", "endpoint", "error", "failures", "first_wait", "generation", "held"),
+        *("kind", "last_error", "link", "link_ended", "news", "number", "over", "provider", "rejected"),
+        *("session_id", "stale", "started", "target", "token"),
     )
 
     def __init__(
@@ -83,7 +79,8 @@ class Attempt:
         self.link_ended: Ended | None = None
         self.last_error: Exception | None = None
         self.news = Latch()
-        self.outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self.error: Exception | None = None
+        self._settled = Latch()
         self._cancelled = Latch()
 
     @property
@@ -103,11 +100,24 @@ class Attempt:
 
     def succeed(self) -> None:
         """Settle the run: the session is online. The session's lock is held."""
-        # The reader keeps its run for as long as it reads: a future of its own would be most of that.
-        outcome, self.outcome = self.outcome, _ONLINE
-        outcome.set_result(None)
+        self.settle(None)
         self.link = None
         self.news.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the run has its outcome."""
+        return self._settled.is_set()
+
+    def settle(self, error: Exception | None) -> None:
+        """Tell all who wait for the outcome, once. The session's lock is held."""
+        assert not self.settled
+        self.error = error
+        self._settled.set()
+
+    def wait_settled(self, seconds: float | None) -> bool:
+        """Wait for the outcome, None for no limit; say whether it is there."""
+        return self._settled.wait(seconds)
 
     def wait_cancelled(self, seconds: float) -> bool:
         """Wait between attempts; return True at once when the run is cancelled."""

@@ -7,6 +7,8 @@ run's `news` (ready, ended or cancelled), and between attempts (ends by `cancel`
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable
 from logging import ERROR, WARNING
@@ -173,18 +175,28 @@ class Connector:
         except BaseException:
             machine.disown(attempt, link)
             raise
-        # From here on this thread is the socket's reader: when it comes back the run has long been settled,
-        # unless the link ended before it was ready.
-        try:
-            link.read()
-        finally:
-            reads(None)  # otherwise what a further attempt has to tell would wait for this socket's reader
+        self._read(link)
         # Ready, ended, or cancelled: the reader enforces the open timeout and always reports.
         attempt.news.wait()
         ended = attempt.link_ended
         if attempt.cancelled or ended is None:
             return
         raise self._from_end(request, ended)
+
+    def _read(self, link: Link) -> None:
+        """Be the socket's reader, and the connector again after that.
+
+        The run has long been settled then, unless the link ended before it was ready.
+        """
+        me = threading.current_thread()
+        name = me.name
+        try:
+            link.read()
+        except BaseException:  # noqa: BLE001  # a log handler's; the link has reported its end all the same
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), me)))
+        reads(None)  # or the link would be asked to deliver what this thread reports from now on
+        if self._attempt.link_ended is not None:
+            me.name = name
 
     def _prepare(self) -> OpenRequest | None:
         """Ask the endpoint and the provider; return None if the run was cancelled meanwhile."""

@@ -216,8 +216,10 @@ class SessionCore:
 
     def _start_delivery(self) -> None:
         """See to it that what is queued gets delivered; without a lock."""
-        link = read_by_this_thread()
-        if link is None or self.dispatcher.stays or served_by_this_thread() is not self:
+        link, attempt = read_by_this_thread(), self._attempt
+        # Until its socket is ready, a reader is its run's connector too: a callback would hold that up.
+        opening = attempt is not None and attempt.link is link
+        if link is None or opening or self.dispatcher.stays or served_by_this_thread() is not self:
             self.dispatcher.start()
         else:
             link.lend()
@@ -247,7 +249,7 @@ class SessionCore:
         if attempt is None:
             return
         attempt.cancel()
-        attempt.outcome.set_exception(error)
+        attempt.settle(error)
         if attempt.started and not attempt.over:
             self.env.abandon(attempt)
         if attempt.link is not None:

@@ -78,6 +78,8 @@ class SessionReports(SessionCore):
             self.connector_ended(attempt)
 
     def connector_ended(self, attempt: Attempt) -> None:
+        if self.env.forked:  # a callback has: some thread of the parent may hold the lock
+            return
         with self._lock:
             attempt.over = True
             self.env.connector_ended(attempt)
@@ -153,7 +155,7 @@ class SessionReports(SessionCore):
                 return
             self._run_over()
             attempt.cancel()
-            attempt.outcome.set_exception(error)
+            attempt.settle(error)
             self.last_error = error
             if attempt.kind is RunKind.SWITCH:
                 if len(self._links) < 2:

@@ -490,7 +490,7 @@ def test_a_run_is_settled_once(make: Make) -> None:
     assert machine.attempt_failed(attempt, ConnectError("s", "late")) is not None
     pool.disconnect()
     machine.give_up(attempt, ConnectError("s", "later"))
-    assert attempt.outcome.exception(0) is None and pool.session().state is S.IDLE
+    assert attempt.settled and attempt.error is None and pool.session().state is S.IDLE
 
 
 def test_a_cancelled_run_counts_no_failure(make: Make) -> None:
