@@ -1,9 +1,9 @@
 """One attempt run: from the decision to connect until the session is online or nothing more is tried.
 
-Many callers wait for its one outcome; one connector thread makes it: an attempt is their future. It is not one
-of `concurrent.futures`, because Ctrl-C in a wait for one of those can leave its lock held, which would strand
-all others, and because it would make an idle session larger by a kilobyte. All but the latches is guarded by
-the session's lock.
+Many callers wait for its one outcome; one connector thread makes it: an attempt is their future. It is not
+one of `concurrent.futures`, because Ctrl-C in a wait for one of those can leave its lock held, which would
+strand all others, and because an idle session would be larger by a kilobyte. All but the latches is guarded
+by the session's lock.
 """
 
 from __future__ import annotations
