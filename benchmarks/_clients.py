@@ -54,6 +54,10 @@ class Raw:
         self.authorized = threading.Semaphore(0)
 
     def connect(self, listener: Listener | None) -> None:
+        self.begin(listener)
+        self.wait_authorized()
+
+    def begin(self, listener: Listener | None) -> None:
         import websocket
 
         def loop() -> None:
@@ -71,16 +75,29 @@ class Raw:
         self.sockets.append(ws)
         threading.Thread(target=loop, daemon=True).start()
 
+    def wait_authorized(self) -> None:
+        if not self.authorized.acquire(timeout=CONNECT_TIMEOUT):
+            raise SystemExit("the server did not say that it is ready")
+
     def wait_online(self) -> None:
-        for _ in self.sockets:
-            if not self.authorized.acquire(timeout=CONNECT_TIMEOUT):
-                raise SystemExit("the server did not say that it is ready")
+        """Nothing to wait for."""
 
     def sent_at(self, message: Any) -> int:
         return int(message["data"]["sentAt"])
 
     def disconnect_all(self) -> None:
         """Nothing: the end of the process closes the sockets."""
+
+
+class RawAhead(Raw):
+    """The same, but it opens the next socket without waiting until the one before is online."""
+
+    def connect(self, listener: Listener | None) -> None:
+        self.begin(listener)
+
+    def wait_online(self) -> None:
+        for _ in self.sockets:
+            self.wait_authorized()
 
 
 class Pool:
@@ -175,6 +192,7 @@ class SlackWebsocket(Slack):
 
 CLIENTS: dict[str, Callable[[str, ssl.SSLContext | None], Client]] = {
     "raw": Raw,
+    "raw-ahead": RawAhead,
     "pool": Pool,
     "slack-builtin": SlackBuiltin,
     "slack-websocket": SlackWebsocket,

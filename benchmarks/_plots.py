@@ -9,7 +9,9 @@ from typing import Any
 from _report import AXES, Cell, Results, curve, spread
 from _workloads import EXPONENTS, PEERS, PLAIN, WORKLOADS
 
-COLOURS = dict(zip(PEERS, ("#7f7f7f", "#1f77b4", "#76b7e5", "#d9772b", "#efb07f", "#59a14f"), strict=True))
+COLOURS = dict(
+    zip(PEERS, ("#7f7f7f", "#b3b3b3", "#1f77b4", "#76b7e5", "#d9772b", "#efb07f", "#59a14f"), strict=True)
+)
 DPI = 120
 
 

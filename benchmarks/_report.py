@@ -291,7 +291,8 @@ slack_sdk's clients get the same captions in envelopes of its own protocol, of t
 many. Its builtin client gets 32 at a time: its parser calls itself for each frame, and fails in a flood that
 does not pause. Memory is the resident set after a collection and `malloc_trim`, less what it was with one
 session. Wake-ups are the voluntary context switches of the whole process. Connects come one after another,
-each until it is online.
+each until it is online; the loop that connects ahead does not wait for the server's answer in between, and
+learns only later who was refused.
 """
 
 

@@ -26,11 +26,12 @@ class Peer:
     slower: int = 1
 
 
-RAW, POOL, POOL_JSON = "raw", "pool", "pool-json"
+RAW, RAW_AHEAD, POOL, POOL_JSON = "raw", "raw-ahead", "pool", "pool-json"
 SLACK_BUILTIN, SLACK_WEBSOCKET, REFERENCE = "slack-builtin", "slack-websocket", "reference"
 
 PEERS = {
     RAW: Peer("raw", "raw websocket-client loop"),
+    RAW_AHEAD: Peer("raw-ahead", "raw loop that connects ahead"),
     POOL: Peer("pool", "llm_sessions, orjson"),
     POOL_JSON: Peer("pool", "llm_sessions, json", {"LLM_SESSIONS_JSON": "json"}),
     SLACK_BUILTIN: Peer("slack-builtin", "slack_sdk, builtin", slower=10),
@@ -115,7 +116,8 @@ def growth(
 
 
 def idle(name: str, title: str, listen: bool, wires: tuple[str, ...], quick: bool = False) -> Workload:
-    return Workload(name, title, "idle", (RAW, POOL), 1000, listen=listen, wires=wires, rounds=3, quick=quick)
+    peers = (RAW, RAW_AHEAD, POOL)
+    return Workload(name, title, "idle", peers, 1000, listen=listen, wires=wires, rounds=3, quick=quick)
 
 
 WORKLOADS = (

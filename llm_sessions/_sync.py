@@ -148,7 +148,44 @@ class Latch:
         mine = threading.Lock()
         mine.acquire()
         self._waiters.append(mine)  # before the look: `set` looks at them after it has set
-        return self._set or mine.acquire(timeout=-1 if timeout is None else timeout) or self._set
+        try:
+            return self._set or mine.acquire(timeout=-1 if timeout is None else max(0, timeout)) or self._set
+        finally:
+            try:
+                self._waiters.remove(mine)  # one operation, like `pop`
+            except ValueError:
+                pass  # `set` has taken it
+
+
+class LateCondition:
+    """A Condition that is made for its first waiter: most sessions never have one, and idle ones are many.
+
+    The lock is held in every call.
+    """
+
+    __slots__ = ("_condition", "_lock")
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+        self._condition: threading.Condition | None = None
+
+    def wait(self) -> None:
+        """Wait until it is notified."""
+        self._made().wait()
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait at most `timeout` seconds, None for no limit, until it is true; return whether it is."""
+        return self._made().wait_for(predicate, timeout)
+
+    def _made(self) -> threading.Condition:
+        if self._condition is None:
+            self._condition = threading.Condition(self._lock)
+        return self._condition
+
+    def notify_all(self) -> None:
+        """Have all waiters look again."""
+        if self._condition is not None:
+            self._condition.notify_all()
 
 
 class Deadline:

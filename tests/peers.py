@@ -342,6 +342,14 @@ class Owner:
         return [report["id"] for report in list(self.reports) if isinstance(report, dict) and "id" in report]
 
 
+class Read(Connection):
+    """Is read by a thread of its own once it is open, for tests that have no connector."""
+
+    def open(self) -> None:
+        super().open()
+        self._threads.spawn(self.read, "llm-reader")
+
+
 class Links:
     """Makes connections, and ends them all with the test."""
 
@@ -369,7 +377,7 @@ class Links:
             (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))
         ]
         addresses = loopback if found is None else found
-        link = Connection(
+        link = Read(
             OpenRequest(
                 url,
                 Address(host, port, tls),

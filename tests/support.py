@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from llm_sessions import ConnectionPool, PoolConfig
+from llm_sessions._sync import LateCondition
 from llm_sessions.connection.transport import (
     AttemptFailed,
     Link,
@@ -31,6 +32,12 @@ LONG = 20.0
 
 SHORT = 0.05
 """Seconds of a timeout whose expiry is what the test is about."""
+
+
+def waiting_for(changed: LateCondition) -> int:
+    """How many threads wait for it."""
+    made = changed._condition
+    return 0 if made is None else len(made._waiters)  # type: ignore[attr-defined]
 
 
 def eventually(predicate: Callable[[], object], what: str = "", timeout: float = LONG) -> None:
@@ -224,6 +231,9 @@ class FakeLink:
         self.transport.on_open(self)
         if self.aborted.is_set():
             raise AttemptFailed(Failure.NETWORK, "the attempt was ended")
+
+    def read(self) -> None:
+        """Return at once: its reports are made on whatever thread calls them."""
 
     def become_ready(self) -> None:
         self.ready = True

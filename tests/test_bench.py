@@ -110,7 +110,7 @@ def check(workload: Any, results: dict[str, Any]) -> None:
 )
 def test_a_workload_runs_with_raw_and_ours(loaded: SimpleNamespace, name: str) -> None:
     workload = named(loaded, name)
-    peers = [peer for peer in workload.peers if peer in ("raw", "pool", "pool-json")]
+    peers = [peer for peer in workload.peers if peer in ("raw", "raw-ahead", "pool", "pool-json")]
     check(workload, measured(loaded, workload, "plain", *peers))
 
 

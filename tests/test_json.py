@@ -220,6 +220,14 @@ def nested(levels: int, opening: bytes = b"[", inner: bytes = b"", closing: byte
     return opening * levels + inner + closing * levels
 
 
+@pytest.mark.parametrize("digits", [18, 19, 20, 21])
+def test_a_long_number_is_seen_wherever_it_begins(digits: int) -> None:
+    for before in range(20):
+        number = int(("9" + "1234567890" * 2)[:digits])
+        value = agreed(b" " * before + b"[%d]" % number)
+        assert same(value, [number if number < 2**64 else float(number)])
+
+
 @pytest.mark.parametrize(
     ("opening", "inner", "closing"),
     [
@@ -277,8 +285,44 @@ def test_i8_many_brackets_are_not_yet_depth(payload: bytes) -> None:
     ],
     ids=range(11),
 )
-def test_i8_too_deep_is_refused_however_it_is_hidden(payload: bytes) -> None:
-    assert agreed(payload) == REFUSED
+@pytest.mark.parametrize("space", [0, 200_000])
+def test_i8_too_deep_is_refused_however_it_is_hidden(payload: bytes, space: int) -> None:
+    assert agreed(payload + b" " * space) == REFUSED
+
+
+@pytest.mark.parametrize(
+    ("levels", "size", "looked"),
+    [(3, 0, False), (3, 131_072, False), (3, 131_073, True), (256, 0, True), (257, 0, True)],
+    ids=["written again", "just not large", "large", "deeper than is written", "too deep"],
+)
+def test_i8_orjson_writes_what_is_shallow_and_brackets_are_looked_at_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch, levels: int, size: int, looked: bool
+) -> None:
+    asked, too_deep = list[bytes](), FAST._too_deep
+
+    def note(payload: bytes) -> bool:
+        asked.append(payload)
+        return bool(too_deep(payload))
+
+    monkeypatch.setattr(FAST, "_too_deep", note)
+    payload = (b"[" + b"[]," * 600 + nested(levels - 1) + b"]").ljust(size)
+    if levels > _json.MAX_DEPTH:
+        with pytest.raises(FAST.BadJSON, match="nested deeper than 256 levels"):
+            FAST.loads(payload)
+    else:
+        assert len(FAST.loads(payload)) == 601
+    assert asked == [payload] * looked
+
+
+def test_i8_an_orjson_that_writes_more_levels_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import orjson
+
+    monkeypatch.setattr(orjson, "dumps", lambda value: b"")
+    eager = load("")
+    assert (eager.BACKEND, eager._write_shallow) == ("orjson", None)
+    assert eager.loads(nested(256)) and FAST._write_shallow is not None
+    with pytest.raises(eager.BadJSON, match="nested deeper"):
+        eager.loads(nested(257) + b" " * 600)
 
 
 # -- whatever comes ---------------------------------------------------------------------------------------

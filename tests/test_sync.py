@@ -17,6 +17,7 @@ from llm_sessions._sync import (
     STREAM,
     Deadline,
     Latch,
+    LateCondition,
     RankedLock,
     ThreadGroup,
     check_lock_order,
@@ -341,6 +342,37 @@ def test_i28_ended_threads_are_swept_out() -> None:
     assert group.join(Deadline(10)) == []
 
 
+# -- LateCondition ------------------------------------------------------------------------------------------
+
+
+def test_a_late_condition_is_made_for_its_first_waiter_and_wakes_them_all() -> None:
+    lock = threading.Lock()
+    changed, ready = LateCondition(lock), list[bool]()
+    with lock:
+        changed.notify_all()
+        assert changed._condition is None, "nobody waits: there is nothing to make"
+        assert changed.wait_for(lambda: False, SHORT) is False
+        made = changed._condition
+
+    def wait_for_it() -> bool:
+        with lock:
+            return changed.wait_for(lambda: bool(ready))
+
+    def wait_for_news() -> None:
+        with lock:
+            changed.wait()
+
+    calls = [Background(wait_for_it), Background(wait_for_it)]
+    other = Background(wait_for_news)
+    assert made is not None and changed._condition is made, "one, or they would not share it"
+    eventually(lambda: len(made._waiters) == 3)  # type: ignore[attr-defined]
+    with lock:
+        ready.append(True)
+        changed.notify_all()
+    assert [call.result() for call in calls] == [True, True]
+    other.result()
+
+
 # -- Latch --------------------------------------------------------------------------------------------------
 
 
@@ -349,7 +381,7 @@ def test_a_latch_wakes_all_who_wait_and_holds_up_nobody_later() -> None:
     assert not latch.is_set() and latch.wait(0) is False and latch.wait(SHORT) is False
     calls = [Background(lambda: latch.wait()) for _ in range(5)]
     calls += [Background(lambda: latch.wait(LONG)) for _ in range(5)]
-    eventually(lambda: len(latch._waiters) >= 12)
+    eventually(lambda: len(latch._waiters) == 10)  # those whose time ran out are gone
     latch.set()
     latch.set()
     assert all(call.result() is True for call in calls)
@@ -362,6 +394,34 @@ def test_a_latch_may_be_set_by_several_threads_at_once() -> None:
         calls = [Background(lambda latch=latch: latch.wait(LONG)) for _ in range(3)]
         assert run_together(4, latch.set) == [None] * 4
         assert all(call.result() is True for call in calls)
+
+
+def test_a_latch_keeps_nothing_of_those_whose_time_ran_out() -> None:
+    latch = Latch()
+    for _ in range(100):
+        assert latch.wait(0) is False
+    assert latch._waiters == []
+    latch.set()
+    assert latch.wait() is True and latch._waiters == []
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.5])
+def test_a_latch_does_not_wait_when_the_time_is_over_already(timeout: float) -> None:
+    assert Background(lambda: Latch().wait(timeout)).result() is False
+
+
+def test_a_latch_is_set_while_the_time_of_its_waiters_runs_out() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            latch = Latch()
+            calls = [Background(lambda latch=latch: latch.wait(0.0005)) for _ in range(3)]
+            latch.set()
+            assert all(call.result() in (True, False) for call in calls)
+            assert latch._waiters == []
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_no_wake_up_of_a_latch_is_lost() -> None:

@@ -1,10 +1,11 @@
 """One socket: the stream, its frames, its conversation, and the thread that reads it.
 
-The connector's thread runs `open`; from then on the reader owns the socket. The lock (rank 30) guards the
-protocol, the order in which its frames reach the outbox, and who the reader is; the reader takes it once for
-each read, not for each message. The reader waits in one place, `Stream.wait`, for the socket, the protocol's
-next deadline, or the waker; it never waits to write, and never for the owner (an owner that is full pauses
-reading). Between two reads its thread may be lent to the owner; if that takes long, another one reads on.
+The connector's thread runs `open` and then `read`, by which it becomes the reader, who owns the socket. The
+lock (rank 30) guards the protocol, the order in which its frames reach the outbox, and who the reader is; the
+reader takes it once for each read, not for each message. The reader waits in one place, `Stream.wait`, for
+the socket, the protocol's next deadline, or the waker; it never waits to write, and never for the owner (an
+owner that is full pauses reading). Between two reads its thread may be lent to the owner; if that takes long,
+another one reads on.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from logging import DEBUG
-from threading import get_ident
+from threading import current_thread, get_ident
 from typing import Final
 
 from .._logging import get_logger, redact
 from .._sync import CONNECTION, Deadline, ThreadGroup, make_lock
-from ..protocol.closing import Failure
 from ..protocol.frames import FrameDecoder, FrameEncoder, Item
 from ..protocol.mercury import EndCause, Event, MercuryProtocol, Opened
 from .opening import open_stream
 from .stream import READ_SIZE, AddressInfo, Stream
 from .stream_errors import StreamBroken, StreamError, StreamTimeout
-from .transport import AttemptFailed, LinkBroken, LinkOwner, OpenRequest, Traffic
+from .transport import LinkBroken, LinkOwner, OpenRequest, Traffic
 
 __all__ = ["Connection"]
 
@@ -64,6 +64,10 @@ _CUT_WORD: Final = re.compile(r"[\w.~+/=%-]+\Z")
 def resolve(host: str, port: int) -> list[AddressInfo]:
     """Return the addresses of a host, by the system's resolver. It cannot be interrupted."""
     return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # type: ignore[return-value]
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
 
 
 def _shown(payload: bytes) -> str:
@@ -118,6 +122,7 @@ class Connection:
         self._stuck_since: float | None = None  # when our own acks began to pile up
         self._overdue = 0  # bytes read since a deadline passed
         self._timed_out = False  # and no answer is to be waited for any more
+        self._glued = b""  # what came with the answer to the upgrade
         self._items: list[Item] = []  # read and not taken yet
         self._portion = 1  # of them at a time
         self._more = False  # the last read was full: there may be more without asking
@@ -136,20 +141,17 @@ class Connection:
             raise
 
     def _start(self, glued: bytes, deadline: Deadline) -> None:
+        self._glued = glued
         protocol = MercuryProtocol(
             self._request.token,
             encoder=self._encoder,
-            new_id=lambda: str(uuid.uuid4()),
+            new_id=_new_id,
             timing=self._request.timing,
             open_deadline=deadline.at,
         )
         with self._lock:
             self._before_frames = self._stream.written  # first: `traffic` takes no lock
             self._protocol = protocol
-        try:
-            self._spawn(partial(self._read, protocol, glued))
-        except RuntimeError as exc:
-            raise AttemptFailed(Failure.NETWORK, f"cannot start a reader thread: {exc}") from exc
 
     def _about(self) -> dict[str, str]:
         """Return what a log record says of this socket besides its text."""
@@ -157,8 +159,15 @@ class Connection:
 
     # -- the reader -------------------------------------------------------------------------------------
 
-    def _spawn(self, reader: Callable[[], None]) -> None:
-        self._threads.spawn(reader, f"llm-reader[{self._name}]")
+    def read(self) -> None:
+        assert self._protocol is not None
+        glued, self._glued = self._glued, b""
+        current_thread().name = self._reader_name
+        self._read(self._protocol, glued)
+
+    @property
+    def _reader_name(self) -> str:
+        return f"llm-reader[{self._name}]"
 
     def _read(self, protocol: MercuryProtocol, glued: bytes | None) -> None:
         """The main function of a reader.
@@ -172,8 +181,8 @@ class Connection:
             if glued is None and not self._lent:
                 return  # it has come back by itself
             self._lent, self._reader = False, get_ident()
-        self._owner.link_reading(self, lends=True)
         try:
+            self._owner.link_reading(self, lends=True)
             if glued is not None:
                 with self._lock:
                     protocol.start()
@@ -416,5 +425,5 @@ class Connection:
         protocol = self._protocol
         if protocol is None or not self._lent:
             return False
-        self._spawn(partial(self._read, protocol, None))
+        self._threads.spawn(partial(self._read, protocol, None), self._reader_name)
         return True

@@ -18,12 +18,11 @@ import errno
 import os
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from .._sync import STREAM, Deadline, make_lock
+from .._sync import STREAM, Deadline, LateCondition, make_lock
 from .outbox import Outbox
 from .poll import POLLBAD, POLLIN, POLLOUT, Waker, milliseconds, new_poll
 from .stream_errors import StreamAborted, StreamBroken, StreamClosed, StreamError, StreamTimeout
@@ -49,9 +48,9 @@ class Stream:
         self._clock = clock
         # Guards everything below but what is said to be the reader's own. Rank 35.
         self._lock = make_lock("stream", STREAM)
-        self._nobody_polls: threading.Condition | None = None  # made by a release that has to wait
         # Senders that poll; `release` waits for them. A set, not a count: an interrupt leaves it right.
-        self._pollers: set[object] = set()
+        self._pollers: frozenset[object] = frozenset()
+        self._nobody_polls = LateCondition(self._lock)
         self._ended = False  # aborted or released; never goes back
         self._released = False
         self._sealed = False  # the close frame is in the outbox; nothing follows it
@@ -336,7 +335,7 @@ class Stream:
                         raise self._unwritable()
                     left = deadline.left()
                     if left != 0.0:
-                        self._pollers.add(me)
+                        self._pollers |= {me}
                 if left == 0.0:
                     self.abort()
                     raise StreamTimeout
@@ -352,8 +351,8 @@ class Stream:
             raise
 
     def _stop_polling(self, sender: object) -> None:
-        self._pollers.discard(sender)
-        if not self._pollers and self._nobody_polls is not None:
+        self._pollers -= {sender}
+        if not self._pollers:
             self._nobody_polls.notify_all()
 
     def _unwritable(self) -> StreamError:
@@ -435,7 +434,6 @@ class Stream:
         with self._lock:
             self._abort()
             if self._pollers:
-                self._nobody_polls = self._nobody_polls or threading.Condition(self._lock)
                 self._nobody_polls.wait_for(lambda: not self._pollers)
             if self._released:
                 return

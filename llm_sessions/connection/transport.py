@@ -164,11 +164,18 @@ class Link(Protocol):
         """What it has carried so far. Takes no lock."""
 
     def open(self) -> None:
-        """Connect, upgrade, and start reading; call once. Blocks for at most the open timeout plus DNS.
+        """Connect and upgrade; call once. Blocks for at most the open timeout plus DNS.
 
         Raises:
             AttemptFailed: If that does not work or `abort` came first; nothing is left open then, and no
                 report follows.
+        """
+
+    def read(self) -> None:
+        """Authorize, read and report on the calling thread; call once, after `open`.
+
+        Returns when the link is over and that is reported, or when another thread reads instead and what this
+        one was lent for is done. A link that reports on threads of its own returns at once.
         """
 
     def send(self, payload: bytes, timeout: float | None) -> None:

@@ -1,15 +1,16 @@
 """One attempt run: from the decision to connect until the session is online or nothing more is tried.
 
-Many callers wait for its one outcome; one connector thread makes it. All but the events and the future is
-guarded by the session's lock.
+Many callers wait for its one outcome; one connector thread makes it: an attempt is their future. It is not
+one of `concurrent.futures`, because Ctrl-C in a wait for one of those can leave its lock held, which would
+strand all others, and because an idle session would be larger by a kilobyte. All but the latches is guarded
+by the session's lock.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import enum
-import threading
 
+from .._sync import Latch
 from ..connection.transport import Link
 from ..protocol.mercury import Ended
 from .sources import Endpoint, Target, TokenProvider
@@ -32,7 +33,7 @@ class Attempt:
         kind: Why there is one. A SWITCH becomes a RECONNECT when the old socket is lost meanwhile.
         number: Counts the attempts of this run, from 1.
         failures: How many of them have failed.
-        outcome: None once the session is online, or the error that ended the run.
+        error: Once the run is settled: what ended it, None if the session is online.
         started: Whether it has a connector.
         over: Whether that has ended.
         held: Whether the library itself keeps it going, so that no caller's leaving ends it.
@@ -45,6 +46,12 @@ class Attempt:
         news: Set when the link became ready, ended, or the run was cancelled.
         last_error: The newest failed attempt's error.
     """
+
+    __slots__ = (
+        *("_cancelled", "_settled", "endpoint", "error", "failures", "first_wait", "generation", "held"),
+        *("kind", "last_error", "link", "link_ended", "news", "number", "over", "provider", "rejected"),
+        *("session_id", "stale", "started", "target", "token"),
+    )
 
     def __init__(
         self,
@@ -71,9 +78,10 @@ class Attempt:
         self.token = ""
         self.link_ended: Ended | None = None
         self.last_error: Exception | None = None
-        self.news: threading.Event = threading.Event()
-        self.outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._cancelled = threading.Event()
+        self.news: Latch = Latch()
+        self.error: Exception | None = None
+        self._settled = Latch()
+        self._cancelled = Latch()
 
     @property
     def cancelled(self) -> bool:
@@ -84,6 +92,32 @@ class Attempt:
         """Wake the connector, wherever it waits."""
         self._cancelled.set()
         self.news.set()
+
+    def opens(self, link: Link) -> None:
+        """Note the socket that is about to be opened. The session's lock is held."""
+        self.link, self.link_ended = link, None
+        self.news = Latch()
+
+    def succeed(self) -> None:
+        """Settle the run: the session is online. The session's lock is held."""
+        self.settle(None)
+        self.link = None
+        self.news.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the run has its outcome."""
+        return self._settled.is_set()
+
+    def settle(self, error: Exception | None) -> None:
+        """Tell all who wait for the outcome, once. The session's lock is held."""
+        assert not self.settled
+        self.error = error
+        self._settled.set()
+
+    def wait_settled(self, seconds: float | None) -> bool:
+        """Wait for the outcome, None for no limit; say whether it is there."""
+        return self._settled.wait(seconds)
 
     def wait_cancelled(self, seconds: float) -> bool:
         """Wait between attempts; return True at once when the run is cancelled."""

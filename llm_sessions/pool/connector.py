@@ -7,6 +7,8 @@ run's `news` (ready, ended or cancelled), and between attempts (ends by `cancel`
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable
 from logging import ERROR, WARNING
@@ -33,7 +35,7 @@ from ..protocol.mercury import EndCause, Ended, Timing
 from ..protocol.url import connection_url
 from .attempt import Attempt
 from .retry import parse_retry_after
-from .served import serve
+from .served import reads, serve
 from .sources import BadAnswer, Unreachable, answered, check_target
 
 if TYPE_CHECKING:
@@ -75,6 +77,9 @@ class Owner(LinkOwner, Protocol):
     def give_up(self, attempt: Attempt, error: Exception) -> None:
         """Settle the run with an error, unless it is settled or cancelled."""
 
+    def connector_ended(self, attempt: Attempt) -> None:
+        """Hear that nothing more is done for the run."""
+
 
 class _Failed(Exception):
     """This attempt failed: the row of the failure table, and the error that users see."""
@@ -92,6 +97,8 @@ class Connector:
         attempt: The run.
     """
 
+    __slots__ = ("_asked_to_wait", "_attempt", "_config", "_fresh", "_machine", "_refused")
+
     def __init__(self, machine: Owner, attempt: Attempt) -> None:
         self._machine = machine
         self._attempt = attempt
@@ -103,17 +110,20 @@ class Connector:
     def run(self) -> None:
         """The thread's main function. It has one exit, and the run is settled there at the latest."""
         serve(self._machine)
-        failed = ConnectError(self._attempt.session_id, "the connector failed")
-        error: Exception | None = failed
+        error: Exception | None = None
         try:
             error = self._run()
         except BaseException as exc:
-            failed.__cause__ = exc
+            error = ConnectError(self._attempt.session_id, "the connector failed")
+            error.__cause__ = exc
             log = SessionLogger(logger, {"session_id": self._attempt.session_id})
             log.exception("the connector failed; this is a bug in llm_sessions")
         finally:
-            if error is not None:
-                self._machine.give_up(self._attempt, error)
+            try:
+                if error is not None:
+                    self._machine.give_up(self._attempt, error)
+            finally:
+                self._machine.connector_ended(self._attempt)
 
     def _run(self) -> Exception | None:
         """Return None once the run is settled or nobody wants it, or the error to give up with."""
@@ -165,12 +175,28 @@ class Connector:
         except BaseException:
             machine.disown(attempt, link)
             raise
+        self._read(link)
         # Ready, ended, or cancelled: the reader enforces the open timeout and always reports.
         attempt.news.wait()
         ended = attempt.link_ended
         if attempt.cancelled or ended is None:
             return
         raise self._from_end(request, ended)
+
+    def _read(self, link: Link) -> None:
+        """Be the socket's reader, and the connector again after that.
+
+        The run has long been settled then, unless the link ended before it was ready.
+        """
+        me = threading.current_thread()
+        name = me.name
+        try:
+            link.read()
+        except BaseException:  # noqa: BLE001  # a log handler's; the link has reported its end all the same
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), me)))
+        reads(None)  # or the link would be asked to deliver what this thread reports from now on
+        if self._attempt.link_ended is not None:
+            me.name = name
 
     def _prepare(self) -> OpenRequest | None:
         """Ask the endpoint and the provider; return None if the run was cancelled meanwhile."""

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._logging import Repeats, SessionLogger, get_logger, one_line
-from .._sync import SESSION, make_lock
+from .._sync import SESSION, LateCondition, make_lock
 from ..connection.transport import Link, Traffic
 from ..errors import ConnectCancelled, PoolClosed, SessionError
 from ..protocol.closing import DEFAULT_CODE, DEFAULT_REASON
@@ -132,7 +131,7 @@ class SessionCore:
         self._lock = make_lock("session", SESSION)
         self._delivery = Delivery(session_id, self._lock, self.listeners, env)
         self.dispatcher: Dispatcher = self._delivery.dispatcher
-        self._changed = threading.Condition(self._lock)
+        self._changed = LateCondition(self._lock)
         self._state = SessionState.IDLE
         self._attempt: Attempt | None = None  # the live run
         self._active: Link | None = None
@@ -152,7 +151,7 @@ class SessionCore:
         self._farewell: tuple[int, str] | None = None  # how the active link ended while disconnecting
         # What waiters compare: they only ever grow.
         self._onlines = self._endings = self._disconnects = 0
-        self._ending: Exception = ConnectCancelled(session_id, "it has ended")  # why the last of them came
+        self._ending: Exception | None = None  # why the last of them came
         self._rests = 0  # times that nothing of the session was left open
         self._waiters = 0
         self._repeats = Repeats(env.clock)
@@ -196,7 +195,7 @@ class SessionCore:
             self.dispatcher.set_lingering(False)
             self._rests += 1
             ours = self._state is SessionState.IDLE
-            self._delivery.rest(self._ended_by_us() if ours else self._ending, ours)
+            self._delivery.rest(self._ended_by_us() if ours else self._why_ended(), ours)
         elif before in (SessionState.IDLE, SessionState.OFFLINE):
             self.dispatcher.set_lingering(True)
             self._delivery.revive()
@@ -218,8 +217,10 @@ class SessionCore:
 
     def _start_delivery(self) -> None:
         """See to it that what is queued gets delivered; without a lock."""
-        link = read_by_this_thread()
-        if link is None or self.dispatcher.stays or served_by_this_thread() is not self:
+        link, attempt = read_by_this_thread(), self._attempt
+        # Until its socket is ready, a reader is its run's connector too: a callback would hold that up.
+        opening = attempt is not None and attempt.link is link
+        if link is None or opening or self.dispatcher.stays or served_by_this_thread() is not self:
             self.dispatcher.start()
         else:
             link.lend()
@@ -234,6 +235,9 @@ class SessionCore:
         self._endings += 1
         self._ending = error
 
+    def _why_ended(self) -> Exception:
+        return self._ending or ConnectCancelled(self.session_id, "it has ended")
+
     def _run_over(self) -> Attempt | None:
         """There is no live run any more: it is through, or cancelled. Return what it was."""
         attempt, self._attempt = self._attempt, None
@@ -246,7 +250,7 @@ class SessionCore:
         if attempt is None:
             return
         attempt.cancel()
-        attempt.outcome.set_exception(error)
+        attempt.settle(error)
         if attempt.started and not attempt.over:
             self.env.abandon(attempt)
         if attempt.link is not None:

@@ -58,7 +58,7 @@ class Delivery:
         )
         self._kept: Inbox | None = None  # for `receive`, from its first call on
         self._streams: tuple[weakref.ref[Inbox], ...] = ()
-        self._held: set[Link] = set()  # what is not read until there is room
+        self._held: frozenset[Link] = frozenset()  # what is not read until there is room
         self._dropped = 0
         self._ending: tuple[Exception, bool] | None = None  # since the session came to rest
 
@@ -80,14 +80,15 @@ class Delivery:
                 inbox.put(batch, now)
         start = self.dispatcher.put_batch(batch)
         if self._room():
-            self._held.discard(link)
+            self.forget(link)
             return True, start
-        self._held.add(link)
+        self._held |= {link}
         return False, start
 
     def forget(self, link: Link) -> None:
-        """Hear that a link ended."""
-        self._held.discard(link)
+        """Hear that a link ended, or is read again."""
+        if self._held:
+            self._held -= {link}
 
     def rest(self, error: Exception, ours: bool) -> None:
         """Hear that the session came to rest: callers get what is left, then this error.
@@ -158,8 +159,7 @@ class Delivery:
     def _resumable(self) -> tuple[Link, ...]:
         if not self._held or not self._room():
             return ()
-        links = tuple(self._held)
-        self._held.clear()
+        links, self._held = tuple(self._held), frozenset()
         return links
 
     # -- callers ------------------------------------------------------------------------------------------

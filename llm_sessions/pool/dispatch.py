@@ -23,7 +23,7 @@ from typing import Any
 
 from .. import _fork
 from .._logging import Repeats, SessionLogger, get_logger, guarded
-from .._sync import LEAF, ThreadGroup, make_lock
+from .._sync import LEAF, LateCondition, ThreadGroup, make_lock
 from ..protocol.envelope import Envelope
 from .listeners import Listener, ListenerTable, Route
 
@@ -62,8 +62,6 @@ class Dispatcher:
         has_room: Callable[[], None],
     ) -> None:
         self._session_id = session_id
-        self._name = f"llm-dispatcher[{session_id}]"
-        self._log = SessionLogger(get_logger("dispatch"), {"session_id": session_id})
         self._repeats = Repeats()  # of listeners that raise; the thread's own
         self._tables = (own, shared)
         self._threads = threads
@@ -72,8 +70,8 @@ class Dispatcher:
         self._has_room = has_room
         # Guards all below. Rank 40: nothing is called under it.
         self._lock = make_lock("dispatcher", LEAF)
-        self._not_empty: threading.Condition | None = None  # the thread's, once it waits
-        self._queue: collections.deque[Batch | StateEvent] = collections.deque()
+        self._changed = LateCondition(self._lock)
+        self._queue: collections.deque[Batch | StateEvent] | None = None  # made when something comes
         # Those of the queue that hold messages; kept with drop_oldest only.
         self._batches: collections.deque[Batch] | None = collections.deque() if drop_oldest else None
         self._emptied = 0  # those of the queue that hold none any more
@@ -88,6 +86,14 @@ class Dispatcher:
         self._thread: threading.Thread | None = None
         self._taken = False  # a thread is in `_run`
         self.dropped: int = 0
+
+    @property
+    def _name(self) -> str:
+        return f"llm-dispatcher[{self._session_id}]"
+
+    @property
+    def _log(self) -> SessionLogger:
+        return SessionLogger(get_logger("dispatch"), {"session_id": self._session_id})
 
     @property
     def wanted(self) -> bool:
@@ -122,7 +128,7 @@ class Dispatcher:
         with self._lock:
             if self._stopped:
                 return False
-            self._queue.append((name, payload))
+            self._append((name, payload))
             return self._announce()
 
     def put_batch(self, batch: Batch) -> bool:
@@ -138,7 +144,7 @@ class Dispatcher:
         with self._lock:
             if self._stopped:
                 return False
-            self._queue.append(batch)
+            self._append(batch)
             if self._batches is not None:
                 self._batches.append(batch)
             self._waiting += len(batch)
@@ -154,12 +160,13 @@ class Dispatcher:
         own, shared = self._tables
         return bool(own.route(event_type) or shared.route(event_type))
 
-    def _wake(self) -> None:
-        if self._not_empty is not None:
-            self._not_empty.notify()
+    def _append(self, entry: Batch | StateEvent) -> None:
+        if self._queue is None:
+            self._queue = collections.deque()
+        self._queue.append(entry)
 
     def _announce(self) -> bool:
-        self._wake()
+        self._changed.notify_all()
         if self._running:
             return False
         self._running = True
@@ -179,8 +186,9 @@ class Dispatcher:
                 self._emptied += 1
         # Emptied batches would pile up between state events, which stay. Swept out by the half, so that a
         # message costs the same however long the queue is.
-        if self._emptied > max(16, len(self._queue) // 2):
-            self._queue = collections.deque(entry for entry in self._queue if entry)
+        queue = self._queue
+        if queue and self._emptied > max(16, len(queue) // 2):
+            self._queue = collections.deque(entry for entry in queue if entry)
             self._emptied = 0
 
     def start(self) -> None:
@@ -200,7 +208,7 @@ class Dispatcher:
         """Let readers deliver: a thread of our own ends when the queue is empty. Never blocks."""
         with self._lock:
             self._stays = False
-            self._wake()
+            self._changed.notify_all()
 
     def keep_thread(self) -> None:
         """Have the thread that delivers now stay for more: a callback took long. Never blocks."""
@@ -214,14 +222,14 @@ class Dispatcher:
         with self._lock:
             self._lingers = on
             if not on:
-                self._wake()
+                self._changed.notify_all()
 
     def stop(self) -> None:
         """Take nothing more; the thread ends after what is queued. Never blocks."""
         with self._lock:
             self._stopped = True
             self._lingers = False
-            self._wake()
+            self._changed.notify_all()
 
     # -- the thread ---------------------------------------------------------------------------------------
 
@@ -265,17 +273,16 @@ class Dispatcher:
                 if not (self._lingers and self._stays):
                     self._done()
                     return None
-                self._not_empty = self._not_empty or threading.Condition(self._lock)
-                self._not_empty.wait()
-            return self._take()
+                self._changed.wait()
+            return self._take(self._queue)
 
     def _done(self) -> None:
         self._running = self._taken = False
         self._thread = None
 
-    def _take(self) -> Batch | StateEvent:
+    def _take(self, queue: collections.deque[Batch | StateEvent]) -> Batch | StateEvent:
         # One entry at a time: what is still in the queue can be dropped to make room.
-        entry = self._queue.popleft()
+        entry = queue.popleft()
         if isinstance(entry, list) and self._batches is not None:
             if entry:
                 self._batches.popleft()

@@ -7,7 +7,6 @@ handshake to wait for: aborted, they are gone in a moment.
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 from functools import partial
 
@@ -117,13 +116,9 @@ class SessionMachine(SessionReports):
             raise ConnectCancelled(self.session_id, "it was disconnected, and its id was made up: it is gone")
 
     def _await_outcome(self, attempt: Attempt, deadline: Deadline, joined: list[bool]) -> None:
-        try:
-            error = attempt.outcome.exception(deadline.left())
-        except (TimeoutError, concurrent.futures.TimeoutError):  # the same class from 3.11 on
-            pass
-        else:
-            if error is not None:
-                raise fresh_copy(error) from error.__cause__
+        if attempt.wait_settled(deadline.left()):
+            if attempt.error is not None:
+                raise fresh_copy(attempt.error) from attempt.error.__cause__
             return
         last = attempt.last_error
         said = f": {last.message if isinstance(last, ConnectError) else last}" if last is not None else ""
@@ -133,7 +128,7 @@ class SessionMachine(SessionReports):
         timeout_error.__cause__ = last
         self._decide(self._leave, joined, timeout_error)
         # In the instant between, the run may have settled after all.
-        if attempt.outcome.done() and attempt.outcome.exception() is None:
+        if attempt.settled and attempt.error is None:
             return
         raise fresh_copy(timeout_error) from last
 
@@ -200,7 +195,7 @@ class SessionMachine(SessionReports):
                 )
                 if self._state in ONLINE or self._onlines != onlines:
                     return
-                error = self._ending
+                error = self._why_ended()
                 last = self._attempt.last_error if self._attempt is not None else self.last_error
             if arrived:
                 raise fresh_copy(error) from error.__cause__

@@ -15,7 +15,6 @@ from ..errors import ConfigurationError
 from ..protocol.closing import check_close
 from ..protocol.events import parse_event_name
 from ..protocol.state import BUSY
-from ..protocol.url import parse_url
 from ..session_ids import DEFAULT_SESSION_ID, check_session_id
 from . import goodbye
 from .config import PoolConfig
@@ -25,7 +24,7 @@ from .listening import ALL_SESSIONS, PoolEvents, SessionId
 from .listening import DEFAULT_SESSION as _DEFAULT
 from .machine import SessionMachine
 from .session import DEFAULT_TIMEOUT, Session, Timeout, check_timeout
-from .sources import Endpoint, TokenProvider, TokenSource, as_endpoint, as_provider, check_host
+from .sources import Endpoint, TokenProvider, TokenSource, as_endpoint, as_provider
 from .stats import Counts, PoolStats, added, pool_stats
 
 __all__ = ["ALL_SESSIONS", "ConnectionPool"]
@@ -131,9 +130,11 @@ class ConnectionPool(PoolEvents[SessionId], OneProcess):
         self, url: Any, token: TokenSource | None, timeout: Timeout
     ) -> tuple[Endpoint | None, TokenProvider | None, float | None]:
         config = self._env.config
-        endpoint = None if url is None else as_endpoint(url, allow_insecure=config.allow_insecure)
-        if isinstance(url, str):
-            check_host(parse_url(url, allow_insecure=config.allow_insecure).host, config.allowed_hosts)
+        endpoint = None
+        if url is not None:
+            endpoint = as_endpoint(
+                url, allow_insecure=config.allow_insecure, allowed_hosts=config.allowed_hosts
+            )
         provider = None if token is None else as_provider(token)
         if isinstance(url, str) and provider is None and self._env.provider is None:
             raise ConfigurationError("token", "neither the pool nor connect() was given one")

@@ -63,15 +63,9 @@ class SessionReports(SessionCore):
         return attempt
 
     def _start_connector(self, attempt: Attempt) -> None:
-        def run() -> None:
-            try:
-                Connector(self, attempt).run()
-            finally:
-                self._connector_ended(attempt)
-
         attempt.started = True
         try:
-            self.env.threads.spawn(run, f"llm-connector[{self.session_id}]")
+            self.env.threads.spawn(Connector(self, attempt).run, f"llm-connector[{self.session_id}]")
         except BaseException as exc:
             # Interrupted, it may run all the same; it then finds its run cancelled.
             error = ConnectError(
@@ -81,9 +75,11 @@ class SessionReports(SessionCore):
             self.give_up(attempt, error)
             if not isinstance(exc, RuntimeError):
                 raise
-            self._connector_ended(attempt)
+            self.connector_ended(attempt)
 
-    def _connector_ended(self, attempt: Attempt) -> None:
+    def connector_ended(self, attempt: Attempt) -> None:
+        if self.env.forked:  # a callback has: some thread of the parent may hold the lock
+            return
         with self._lock:
             attempt.over = True
             self.env.connector_ended(attempt)
@@ -96,9 +92,7 @@ class SessionReports(SessionCore):
         def decision(effects: Effects) -> bool:
             if attempt.cancelled:
                 return False
-            attempt.link = link
-            attempt.link_ended = None
-            attempt.news.clear()
+            attempt.opens(link)
             self._links.add(link)
             return True
 
@@ -161,7 +155,7 @@ class SessionReports(SessionCore):
                 return
             self._run_over()
             attempt.cancel()
-            attempt.outcome.set_exception(error)
+            attempt.settle(error)
             self.last_error = error
             if attempt.kind is RunKind.SWITCH:
                 if len(self._links) < 2:
@@ -210,7 +204,6 @@ class SessionReports(SessionCore):
             return
         old, self._active = self._active, link
         self._run_over()
-        attempt.link = None
         assert attempt.target is not None
         self._token, self._target = attempt.token, attempt.target
         self._online_at = self.env.clock()
@@ -219,8 +212,7 @@ class SessionReports(SessionCore):
         self.was_online = True
         if read_by_this_thread() is link:
             self.dispatcher.lend_readers()
-        attempt.outcome.set_result(None)
-        attempt.news.set()
+        attempt.succeed()
         if attempt.kind is RunKind.SWITCH:
             self._count.switchovers += 1
             self._step(effects, Trigger.SWITCHED)

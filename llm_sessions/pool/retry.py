@@ -43,7 +43,7 @@ class Retries:
 
     def reset(self) -> None:
         """Start from the beginning: the session has been online for long enough."""
-        self._steps = delays(self._config.backoff_initial, self._config.backoff_max)
+        self._steps: Iterator[float] | None = None  # made by the first failure
         self._lost_before = False
         self.failures: int = 0
 
@@ -75,6 +75,8 @@ class Retries:
         return 0.0
 
     def _next(self) -> float:
+        if self._steps is None:
+            self._steps = delays(self._config.backoff_initial, self._config.backoff_max)
         step = next(self._steps)
         return max(self._jitter(step), min(_FLOOR, step)) if self._config.jitter else step
 

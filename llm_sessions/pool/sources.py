@@ -207,16 +207,17 @@ def answered(token: object) -> str:
         raise BadAnswer(exc.argument, exc.problem) from None
 
 
-def as_endpoint(url: Any, *, allow_insecure: bool) -> Endpoint:
+def as_endpoint(url: Any, *, allow_insecure: bool, allowed_hosts: Collection[str] | None = None) -> Endpoint:
     """Return an endpoint for whatever was given as a URL.
 
     Raises:
-        ConfigurationError: If it is no WebSocket URL, callable, or Endpoint.
+        ConfigurationError: If it is no WebSocket URL, callable, or Endpoint, or of a host that may not get
+            the token.
     """
     if isinstance(url, Endpoint):
         return url
     if isinstance(url, str):
-        parse_url(url, allow_insecure=allow_insecure)
+        check_host(parse_url(url, allow_insecure=allow_insecure).host, allowed_hosts)
     elif not callable(url):
         raise ConfigurationError(
             "url", f"must be a string, a callable or an Endpoint, not {type(url).__name__}"

@@ -47,11 +47,11 @@ def parse_url(url: object, *, allow_insecure: bool, argument: str = "url") -> Ad
     """
     if not isinstance(url, str):
         raise ConfigurationError(argument, f"must be a string, not {type(url).__name__}")
-    if not url.isascii() or any(ch <= " " or ch == "\x7f" for ch in url):
+    if not (url.isascii() and url.isprintable()) or " " in url:
         raise ConfigurationError(argument, "must be printable ASCII without spaces; percent-encode the rest")
     try:
         parts = urlsplit(url)
-        port = parts.port
+        host, port = parts.hostname, parts.port  # each is looked for anew when it is asked for
     except ValueError as exc:
         raise ConfigurationError(argument, f"is not a URL: {exc}") from exc
     scheme = parts.scheme.lower()
@@ -59,7 +59,7 @@ def parse_url(url: object, *, allow_insecure: bool, argument: str = "url") -> Ad
         raise ConfigurationError(
             argument, f"must start with ws:// or wss://, not {parts.scheme or 'nothing'}"
         )
-    if not parts.hostname:
+    if not host:
         raise ConfigurationError(argument, "must name a host")
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(argument, "must not hold a user or a password")
@@ -68,13 +68,13 @@ def parse_url(url: object, *, allow_insecure: bool, argument: str = "url") -> Ad
     if port == 0:
         raise ConfigurationError(argument, "must not have port 0")
     tls = scheme == "wss"
-    if not tls and not allow_insecure and not is_loopback(parts.hostname):
+    if not tls and not allow_insecure and not is_loopback(host):
         raise ConfigurationError(
             argument,
-            f"ws:// sends the token to {parts.hostname} unencrypted; use wss://, a loopback host, or "
+            f"ws:// sends the token to {host} unencrypted; use wss://, a loopback host, or "
             "PoolConfig(allow_insecure=True)",
         )
-    return Address(parts.hostname, port if port is not None else _DEFAULT_PORTS[scheme], tls)
+    return Address(host, port if port is not None else _DEFAULT_PORTS[scheme], tls)
 
 
 def is_loopback(host: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llm_sessions._sync import Deadline, ThreadGroup
+from llm_sessions._sync import Deadline
 from llm_sessions.connection import connection as connection_module
 from llm_sessions.connection.connection import Connection, resolve
 from llm_sessions.connection.stream_errors import StreamBroken
@@ -368,19 +368,51 @@ def test_an_http_refusal_has_its_row(
     assert error.__cause__ is not None
 
 
-def test_no_thread_to_be_had_is_a_failed_attempt(
+def test_what_fails_behind_the_upgrade_leaves_no_socket(
     server: LocalServer, make: MakeLink, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none_left(*args: object) -> None:
-        raise RuntimeError("can't start new thread")
+    def no_memory(*args: object, **options: object) -> None:
+        raise MemoryError
 
     link = make(server.port, path=connection_url("ws://x/key", now_ms=1)[7:])
-    monkeypatch.setattr(ThreadGroup, "spawn", none_left)
-    error = failure(link)
-    assert error.failure is Failure.NETWORK
-    assert isinstance(error.__cause__, RuntimeError)
-    link.close(None, None)
-    assert owner.reports == []
+    monkeypatch.setattr(connection_module, "MercuryProtocol", no_memory)
+    with pytest.raises(MemoryError):
+        link.open()
+    server.wait_for(lambda: all(c.closed_at is not None for c in server.connections()))
+    assert owner.reports == [] and link._stream._released
+
+
+# Open, and not read yet: the thread that opened it is on its way
+
+
+@pytest.mark.parametrize("verb", ["abort", "close"])
+def test_t0_what_ends_a_link_before_it_is_read_is_reported_by_its_reader(
+    verb: str, server: LocalServer, make: MakeLink, owner: Owner
+) -> None:
+    link = make(server.port, path=connection_url("ws://x/key", now_ms=1)[7:])
+    before = descriptors()
+    Connection.open(link)  # without the reader that comes with it in these tests
+    assert link.relieve() is False
+    link.abort() if verb == "abort" else link.close(4000, "late")
+    assert owner.reports == [], "there is no reader that could report"
+    reader = Background(link.read)
+    reader.result()
+    assert [type(report) for report in owner.reports] == [Ended]
+    assert owner.readers == ["llm-reader[test#0]"] == [reader.thread.name]
+    assert owner.wait_ended().cause is EndCause.ABORTED
+    server.wait_for(lambda: all(c.closed_at is not None for c in server.connections()))
+    eventually(lambda: descriptors() <= before)
+
+
+def test_what_came_with_the_upgrade_is_read_first(server: LocalServer, make: MakeLink, owner: Owner) -> None:
+    link = make(server.port, path=connection_url("ws://x/key", now_ms=1)[7:])
+    Connection.open(link)
+    link._glued += b'\x81\x07{"a":1}'
+    reader = Background(link.read)
+    owner.wait_ready()
+    assert owner.reports[0] == {"a": 1} and link._glued == b""
+    link.abort()
+    reader.result()
 
 
 # Conversation

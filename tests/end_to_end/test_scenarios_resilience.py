@@ -30,7 +30,7 @@ from llm_sessions import (
 from llm_sessions.pool.attempt import Attempt
 from llm_sessions.testing.server import LocalServer, ServerConnection
 from tests.peers import Peer, frame, read_frame
-from tests.support import LONG, Background, Recorder, ctrl_c, eventually, library_threads
+from tests.support import LONG, Background, Recorder, ctrl_c, eventually, library_threads, waiting_for
 
 MakePool = Callable[..., ConnectionPool]
 SHUTDOWN = "event:mercury_shutdown"
@@ -403,7 +403,7 @@ class Blocking:
         self.server, self.pool, self.url = server, pool, server.url()
         self.session = pool.session()
         self._machine: Any = pool._get(self.session.id)[1]
-        self.waiting: Callable[[], int] = lambda: len(self._machine._changed._waiters)
+        self.waiting: Callable[[], int] = lambda: waiting_for(self._machine._changed)
         self.call, self.finish = getattr(self, name)()
 
     def online(self) -> None:

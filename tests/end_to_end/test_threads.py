@@ -342,7 +342,7 @@ def test_t2_close_waits_for_threads_that_only_have_to_end(server: LocalServer, m
 
     def linger(frame: FrameType, event: str, argument: object) -> None:
         done = event == "return" and frame.f_code is threading.Thread.run.__code__
-        if done and threading.current_thread().name.startswith("llm-connector"):
+        if done and threading.current_thread().name.startswith("llm-reader"):
             ending.set()
             pause.wait(0.3)
 
@@ -350,6 +350,7 @@ def test_t2_close_waits_for_threads_that_only_have_to_end(server: LocalServer, m
     threading.setprofile(linger)  # of threads that start from now on
     try:
         pool.connect(server.url())
+        pool.disconnect()
         assert ending.wait(LONG)
         pool.close()
         assert threads() == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_sessions import ConnectionPool, ConnectTimeout, Endpoint, SessionState, Target
-from llm_sessions._sync import Deadline
+from llm_sessions._sync import Deadline, LateCondition
 from llm_sessions.pool.retry import parse_retry_after
 from llm_sessions.protocol.mercury import EndCause
 from tests.limits.support import WatchedClock, just_before
@@ -170,13 +170,19 @@ def test_limit_wait_timeout_reaches_the_wait_as_it_is(make: Make, monkeypatch: p
     """A wait's own clock is the system's: what it is given is all that can be asked here."""
     for limit in (7.5, None):
         pool, _ = make(wait_timeout=limit)
-        machine, given = machine_of(pool.session()), []
+        machine, given = machine_of(pool.session()), list[float | None]()
 
-        def wait_for(predicate: object, timeout: float | None, given: list[Any] = given) -> bool:
-            given.append(timeout)
-            return False
+        class Noted(LateCondition):
+            def wait_for(
+                self,
+                predicate: Callable[[], bool],
+                timeout: float | None = None,
+                given: list[float | None] = given,
+            ) -> bool:
+                given.append(timeout)
+                return False
 
-        monkeypatch.setattr(machine._changed, "wait_for", wait_for)
+        monkeypatch.setattr(machine, "_changed", Noted(machine._lock))
         with pytest.raises(TimeoutError):
             pool.wait_online()
         with pytest.raises(TimeoutError):

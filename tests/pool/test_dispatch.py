@@ -378,7 +378,7 @@ def test_a_stuck_listener_costs_no_memory_with_drop_oldest(desk: Callable[..., D
     gate.wait_arrived()
     for number in range(1000):
         one.put(message(number))
-    assert len(one.dispatcher._queue) < 30 and one.dispatcher.dropped == 996
+    assert one.dispatcher._queue and len(one.dispatcher._queue) < 30 and one.dispatcher.dropped == 996
     gate.open()
 
 
@@ -497,7 +497,7 @@ def test_t4_dropping_looks_only_at_what_it_drops_however_many_state_events_wait(
     for number in range(3000):
         one.state("sequence-mismatch")
         one.put(message(number))
-    assert len(one.dispatcher._queue) < 2 * 3000 + 20
+    assert one.dispatcher._queue and len(one.dispatcher._queue) < 2 * 3000 + 20
     assert len(one.dispatcher._batches) == 4
     gate.open()
     one.drain()
@@ -509,7 +509,7 @@ def test_messages_that_no_listener_is_for_start_no_thread(desk: Callable[..., De
     one.shared.add("event:locus", recorder.named("locus"))
     for event_type in ("mercury.buffer_state", "relay.other", "locust.a", 5, None):
         assert one.dispatcher.put_batch([message(0, event_type)]) is False
-    assert (one.dispatcher.thread, one.dispatcher.waiting, len(one.dispatcher._queue)) == (None, 0, 0)
+    assert (one.dispatcher.thread, one.dispatcher.waiting, one.dispatcher._queue) == (None, 0, None)
     one.put(message(1, "mercury.buffer_state"), message(2, "relay.event"))
     one.put(message(3, "locus.state_message"))
     one.drain()
@@ -532,7 +532,7 @@ def test_state_events_that_nobody_listens_to_are_not_queued(desk: Callable[..., 
     one = desk()
     one.own.add("online", lambda payload: None)
     assert one.dispatcher.put_state("ping-pong-latency", 1) is False
-    assert len(one.dispatcher._queue) == 0
+    assert one.dispatcher._queue is None
 
 
 @pytest.mark.parametrize("runs_all_the_same", [True, False])
@@ -596,7 +596,7 @@ def test_a_session_has_a_thread_of_its_own_until_readers_can_be_lent(desk: Calla
     assert one.dispatcher.stays
     one.state("online")
     recorder.wait("online")
-    eventually(lambda: one.dispatcher._not_empty, "it does not wait for more")
+    eventually(lambda: one.dispatcher._changed._condition, "it does not wait for more")
     assert one.dispatcher.thread is not None
     one.dispatcher.lend_readers()
     assert one.threads.join(Deadline(LONG)) == [], "the waiting thread does not end"
@@ -641,7 +641,7 @@ def test_a_reader_that_was_relieved_stays_as_the_dispatcher(desk: Callable[..., 
     one.dispatcher.keep_thread()
     assert one.dispatcher.stays and reader.thread.name == "llm-dispatcher[s]"
     gate.open()
-    eventually(lambda: one.dispatcher._not_empty, "it does not wait for more")
+    eventually(lambda: one.dispatcher._changed._condition, "it does not wait for more")
     assert one.dispatcher.put_batch([message(2)]) is False
     eventually(lambda: ids(got) == [1, 2])
     one.dispatcher.lend_readers()
@@ -660,7 +660,7 @@ def test_t2_a_thread_that_was_kept_ends_with_the_session(desk: Callable[..., Des
     gate.wait_arrived()
     one.dispatcher.keep_thread()
     gate.open()
-    eventually(lambda: one.dispatcher._not_empty)
+    eventually(lambda: one.dispatcher._changed._condition)
     one.dispatcher.stop() if end == "stop" else one.dispatcher.set_lingering(False)
     reader.result()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import gc
 import logging
 import random
@@ -527,14 +526,14 @@ def test_t5_ctrl_c_strands_no_other_caller(make: Make, monkeypatch: pytest.Monke
     session = pool.session()
     other = Background(lambda: pool.connect(URL, timeout=LONG))
     waiting(session, 1)
-    exception = concurrent.futures.Future.exception
+    wait_settled = Attempt.wait_settled
 
     def interrupted(self: Any, timeout: float | None = None) -> Any:
         if threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
-        return exception(self, timeout)
+        return wait_settled(self, timeout)
 
-    monkeypatch.setattr(concurrent.futures.Future, "exception", interrupted)
+    monkeypatch.setattr(Attempt, "wait_settled", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.connect(URL)
     assert machine_of(session)._waiters == 1 and session.state is S.CONNECTING
@@ -549,7 +548,7 @@ def test_t5_ctrl_c_alone_leaves_the_session_offline(make: Make, monkeypatch: pyt
     def interrupted(self: Any, timeout: float | None = None) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(concurrent.futures.Future, "exception", interrupted)
+    monkeypatch.setattr(Attempt, "wait_settled", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.connect(URL)
     assert pool.session().state is S.OFFLINE and machine_of(pool.session())._waiters == 0

@@ -302,7 +302,7 @@ class Sessions(RuleBasedStateMachine):
     @invariant()
     def every_run_has_one_outcome(self) -> None:
         for run in self.attempts:
-            assert run.outcome.done() == (run is not self.run)
+            assert run.settled == (run is not self.run)
 
 
 class TestSessions(Sessions.TestCase):  # type: ignore[misc]

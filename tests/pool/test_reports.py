@@ -490,7 +490,7 @@ def test_a_run_is_settled_once(make: Make) -> None:
     assert machine.attempt_failed(attempt, ConnectError("s", "late")) is not None
     pool.disconnect()
     machine.give_up(attempt, ConnectError("s", "later"))
-    assert attempt.outcome.exception(0) is None and pool.session().state is S.IDLE
+    assert attempt.settled and attempt.error is None and pool.session().state is S.IDLE
 
 
 def test_a_cancelled_run_counts_no_failure(make: Make) -> None:
@@ -782,7 +782,7 @@ def test_t3_the_reader_that_was_relieved_is_kept_as_the_dispatcher(make: Make) -
     assert dispatcher.stays and away.thread.name == "llm-dispatcher[mercury-default-session]"
     gate.open()
     assert [envelope.id for envelope in recorder.wait("event", 2)] == ["1", "2"]
-    eventually(lambda: dispatcher._not_empty, "it does not wait for more")
+    eventually(lambda: dispatcher._changed._condition, "it does not wait for more")
     session.disconnect()
     away.result()
 

@@ -21,7 +21,7 @@ from llm_sessions import (
 from llm_sessions.connection.transport import LinkBroken
 from llm_sessions.pool.session import DEFAULT_TIMEOUT, check_timeout
 from llm_sessions.protocol.mercury import LatencyMeasured
-from tests.support import LONG, SHORT, Background, FakeLink, FakeTransport, Recorder, eventually
+from tests.support import LONG, SHORT, Background, FakeLink, FakeTransport, Recorder, eventually, waiting_for
 
 URL = "ws://localhost/socket?token=s3cret"
 Make = Callable[..., tuple[ConnectionPool, FakeTransport]]
@@ -284,7 +284,7 @@ def test_a_wait_for_the_end_is_not_lost_to_a_quick_reconnect(make: Make) -> None
     session = pool.connect(URL, session_id="a")
     for _ in range(100):
         waiter = Background(lambda: session.wait_closed(LONG))
-        eventually(lambda: session._machine._changed._waiters)  # type: ignore[attr-defined]
+        eventually(lambda: waiting_for(session._machine._changed))
         session.disconnect()
         pool.connect(session_id="a")  # perhaps before the waiter has woken
         waiter.result()

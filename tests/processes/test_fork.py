@@ -424,3 +424,44 @@ def test_t7_a_child_that_comes_back_from_the_callback_ends_and_touches_nothing(
         process.ends()
     server.wait_for(lambda: connection.closed_at is not None)
     assert connection.close_code == 1000
+
+
+LOCKED = """
+pool = make_pool()
+session = pool.connect(url("parent"), "parent")
+locked, forked = threading.Event(), threading.Event()
+
+def hold():
+    with session._machine._lock:
+        locked.set()
+        forked.wait()
+
+def callback(envelope):
+    threading.Thread(target=hold).start()
+    locked.wait()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(5)  # it hangs
+        return
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    forked.set()
+    say(status)
+
+session.on("event:relay.event", callback)
+say("online")
+hear()
+"""
+
+
+@PLAIN
+def test_t7_a_child_that_comes_back_from_the_callback_takes_no_lock(
+    server: LocalServer, script: Start
+) -> None:
+    """Nor the session's, with which a connector says that it has ended: its thread is the reader by now."""
+    with script(server, IN_CHILD + LOCKED) as process:
+        assert process.says() == "online"
+        server.wait_live("parent")
+        server.publish()
+        assert process.says() == 0, "it waits for a thread of the parent"
+        process.ends()
