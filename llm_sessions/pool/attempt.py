@@ -50,7 +50,7 @@ class Attempt:
     __slots__ = (
         *("_cancelled", "_settled", "endpoint", "error", "failures", "first_wait", "generation", "held"),
         *("kind", "last_error", "link", "link_ended", "news", "number", "over", "provider", "rejected"),
-        *("session_id", "stale", "started", "target", "token"),
+        *("__weakref__", "session_id", "stale", "started", "target", "token"),
     )
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
@@ -146,10 +147,12 @@ class ListenerTable:
 
 
 def check_callback(callback: object) -> None:
-    """Refuse what cannot be called.
+    """Refuse what cannot be called, and what would return a coroutine that nobody awaits.
 
     Raises:
-        ConfigurationError: If it is not callable.
+        ConfigurationError: If it is not callable, or a coroutine function.
     """
     if not callable(callback):
         raise ConfigurationError("callback", f"must be callable, not {type(callback).__name__}")
+    if any(map(inspect.iscoroutinefunction, (callback, type(callback).__call__))):
+        raise ConfigurationError("callback", "must not be a coroutine function: nothing here awaits it")

@@ -229,7 +229,8 @@ class PoolEvents(Generic[Whose]):
             The callback.
 
         Raises:
-            ConfigurationError: If there is no such event, or the callback is not callable.
+            ConfigurationError: If there is no such event, or the callback is not callable or is a coroutine
+                function.
             PoolClosed
         """
         return self._register(event, callback, session_id, once=False)
@@ -352,7 +353,8 @@ class SessionEvents:
             The callback.
 
         Raises:
-            ConfigurationError: If there is no such event, or the callback is not callable.
+            ConfigurationError: If there is no such event, or the callback is not callable or is a coroutine
+                function.
             PoolClosed
         """
         return self._register(event, callback, once=False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from llm_sessions import ConfigurationError
@@ -68,6 +72,23 @@ def test_a_callback_must_be_callable() -> None:
     table = ListenerTable()
     with pytest.raises(ConfigurationError) as caught:
         table.add("online", 5)  # type: ignore[arg-type]
+    assert caught.value.argument == "callback" and table.named("online") == ()
+
+
+class Later:
+    async def __call__(self, event: object) -> None:
+        raise AssertionError("called")
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [Later().__call__, Later(), functools.partial(Later.__call__, Later())],
+    ids=["method", "object", "partial"],
+)
+def test_a_callback_that_would_have_to_be_awaited_is_refused(callback: Callable[[Any], object]) -> None:
+    table = ListenerTable()
+    with pytest.raises(ConfigurationError, match="must not be a coroutine function") as caught:
+        table.add("online", callback)
     assert caught.value.argument == "callback" and table.named("online") == ()
 
 
