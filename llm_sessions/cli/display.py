@@ -61,7 +61,8 @@ class Display:
 
     def write(self, line: Line) -> None:
         width = max(map(len, self._styles), default=0)
-        text = Text(as_text(line, width=width), style="" if line.event.startswith("event") else "bold")
+        shown = as_text(line, width=width, brief=True)
+        text = Text(shown, style="" if line.event.startswith("event") else "bold")
         start = text.plain.index(line.session, text.plain.index(" "))  # behind the time
         text.stylize(self._styles.get(line.session, ""), start, start + len(line.session))
         self._print(text)

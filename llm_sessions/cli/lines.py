@@ -123,15 +123,18 @@ def _stamp(time: float) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def as_text(line: Line, *, width: int = 0) -> str:
+def as_text(line: Line, *, width: int = 0, brief: bool = False) -> str:
     """Return a line for people: local time, session, event, and the words in it.
 
     Args:
         line: The line.
         width: Columns for the session's id.
+        brief: Leave out the event of what says itself what is relayed: on a terminal its words need the room.
     """
+    relayed = line.event == "event:relay.event" and isinstance(_member(line.data, ("relayType",)), str)
+    event = "" if brief and relayed else f"{one_line(redact(line.event))}  "
     clock = datetime.datetime.fromtimestamp(line.time).strftime("%H:%M:%S.%f")[:-3]
-    return f"{clock}  {line.session:<{width}}  {one_line(redact(line.event))}  {excerpt(line.data)}".rstrip()
+    return f"{clock}  {line.session:<{width}}  {event}{excerpt(line.data)}".rstrip()
 
 
 def excerpt(data: Any) -> str:

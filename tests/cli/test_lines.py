@@ -83,6 +83,21 @@ def test_text_is_for_people() -> None:
     shown = as_text(line_of("event", envelope(data), NOON), width=8)
     assert shown[2] == shown[5] == ":" and shown[8] == "."
     assert shown[12:] == "  main      event:relay.event  voicea.transcription  Hello, [2J all."
+    shown = as_text(line_of("event", envelope(data), NOON), width=8, brief=True)
+    assert shown[12:] == "  main      voicea.transcription  Hello, [2J all."
+
+
+@pytest.mark.parametrize(
+    ("data", "rest"),
+    [
+        ({"eventType": "relay.event", "text": "hello"}, "event:relay.event  hello"),
+        ({"eventType": "locus.event", "relayType": "x", "text": "hello"}, "event:locus.event  x  hello"),
+        ({"eventType": "relay.event", "relayType": "client.annc"}, '{"relayType": "client.annc"}'),
+    ],
+)
+def test_only_what_says_what_is_relayed_goes_without_its_event(data: dict[str, Any], rest: str) -> None:
+    shown = as_text(line_of("event", envelope(data), NOON), brief=True)
+    assert shown[12:] == f"  main  {rest}"
 
 
 @pytest.mark.parametrize(
