@@ -3,9 +3,10 @@
 Which thread does what:
 
 - **connectors**, one a session, wait in `connect`, and tell the mailbox when it failed;
-- **dispatchers**, the pool's own, call `_hear`, which makes a line of each wanted event and puts it into the
-  mailbox. That waits when the mailbox is full; then the pool's queue fills, and then its socket is not read;
-- **the closer** disconnects, waits until the dispatchers have delivered what there was, and tells the mailbox
+- **the pool's threads** (readers, or a session's dispatcher) call `_hear`, which makes a line of each wanted
+  event and puts it into the mailbox. That waits when the mailbox is full; then the session's queue fills, and
+  then its socket is not read;
+- **the closer** disconnects, waits until they have delivered what there was, and tells the mailbox
   that nothing more will come;
 - **the main thread** reads the mailbox, also while the closer is at work, or neither would ever end.
 """
@@ -170,7 +171,7 @@ class Sessions:
         self._threads.append(thread)
         thread.start()
 
-    # -- dispatchers --------------------------------------------------------------------------------------
+    # -- the pool's threads ------------------------------------------------------------------------------
 
     def _listen(self) -> None:
         self._pool.on(
@@ -217,7 +218,7 @@ class Sessions:
             self._pool.disconnect_all()  # from here on nothing more comes
             while True:
                 waiting = self._pool.stats().queue_depth
-                # Joins the dispatchers. With a slow reader of the output it runs out of time; what came is
+                # Joins the pool's threads. With a slow reader of the output it runs out of time; what came is
                 # delivered all the same, so it is waited for again.
                 self._pool.close(_CLOSE_LIMIT)
                 if not waiting:
