@@ -143,6 +143,7 @@ def loads(payload: bytes) -> Any:
 
 _MAX_WRITTEN: Final = 128 * 1024
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NEITHER_BRACKETS_NOR_QUOTES = bytes(set(_NOT_BRACKETS) - set(b'"'))
 _AS_PARENTHESES = bytes.maketrans(b"[]{}", b"()()")
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _USUAL_DEPTH: Final = 20
@@ -156,8 +157,11 @@ def _check_depth(payload: bytes) -> None:
 def _too_deep(payload: bytes) -> bool:
     if b"\\" in payload:
         payload = _ESCAPE.sub(b"", payload)
-    # Without escapes, every other piece between quotes is outside a string.
-    outside = b"".join(payload.split(b'"')[::2]).translate(_AS_PARENTHESES, _NOT_BRACKETS)
+    # Strings without brackets are two quotes now. Before the first one with brackets there is an odd quote.
+    outside = payload.translate(_AS_PARENTHESES, _NEITHER_BRACKETS_NOR_QUOTES).replace(b'""', b"")
+    if b'"' in outside:
+        # Without escapes, every other piece between quotes is outside a string.
+        outside = b"".join(payload.split(b'"')[::2]).translate(_AS_PARENTHESES, _NOT_BRACKETS)
     depth = 0
     while depth < _USUAL_DEPTH and b"()" in outside:
         outside = outside.replace(b"()", b"")  # the innermost level of each branch: one less everywhere

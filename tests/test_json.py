@@ -325,6 +325,22 @@ def test_i8_an_orjson_that_writes_more_levels_is_not_asked(monkeypatch: pytest.M
         eager.loads(nested(257) + b" " * 600)
 
 
+@given(
+    strings=st.lists(st.text('[]{}"\\a,', max_size=5), min_size=260, max_size=300),
+    levels=st.sampled_from([3, 255, 256, 257]),
+)
+@settings(max_examples=50)
+def test_i8_brackets_in_strings_are_no_depth(strings: list[str], levels: int) -> None:
+    inner = json.dumps({"a": [[one] for one in strings]}, separators=(",", ":"))[1:-1]  # three levels
+    payload = b"[" * (levels - 3) + b"{" + inner.encode() + b"}" + b"]" * (levels - 3)
+    for module in (FAST, STANDARD):
+        if levels > _json.MAX_DEPTH:
+            with pytest.raises(module.BadJSON, match="nested deeper"):
+                module.loads(payload)
+        else:
+            assert json.dumps(module.loads(payload)) == json.dumps(json.loads(payload))
+
+
 # -- whatever comes ---------------------------------------------------------------------------------------
 
 SOUP = st.lists(
