@@ -222,8 +222,9 @@ class _Judge:
         low, high = self._between(number)
         if self._away[low] or any(low < place < high for place in self._ends):
             return _Verdict("reported")
-        # The last socket that may have been there for it: its own, or that of the event before.
-        before, after = self._socket(low), self._newest[min(high, len(self._newest) - 2)]
+        # The last socket that may have been there for it: its own, or that of the event before. That may have
+        # come behind the event after it, which the other socket of a switchover brought.
+        before, after = self._socket_before(number), self._newest[min(high, len(self._newest) - 2)]
         last = max((copy.connection for copy in copies), default=before)
         since = self._began.get(last, low)
         if last < after and any(since < place < high for place in self._switched):
@@ -236,6 +237,10 @@ class _Judge:
         if self._record.drops:
             return _Verdict("dropped")
         return _Verdict("unreported", "was lost, and nothing said so")
+
+    def _socket_before(self, number: int) -> int:
+        place = bisect.bisect(self._numbers, number)
+        return self._socket(self._first[self._numbers[place - 1]]) if place else 0
 
     def _between(self, number: int) -> tuple[int, int]:
         """Return the places in the journal of the delivered events around one; -1 is before the first."""

@@ -118,6 +118,15 @@ def test_what_was_published_to_nobody_is_counted_apart() -> None:
     assert states(reconcile(make(published, without))) == (3, 2, 0, 0, 0, 1)
 
 
+@pytest.mark.parametrize("ends", [[], [LOSS]])
+def test_between_two_sockets_that_mixed_nobody_was_there(ends: list[Entry]) -> None:
+    """3 was published to nobody; 2 came on the old socket, but behind 4, which came on the new one."""
+    journal = [ONLINE, came(1), IMMINENT, COMPLETE, came(4, 2), came(2), *ends, came(5, 2)]
+    account = reconcile(make([[at(1)], [at(2)], [], [at(4, 2)], [at(5, 2)]], journal))
+    assert states(account) == ((5, 4, 0, 1, 0, 0) if ends else (5, 4, 0, 0, 1, 0))
+    assert account.complaints == []
+
+
 def test_a_drop_by_a_full_queue_is_reported_by_the_stats() -> None:
     published = [[at(1)], [at(2)], [at(3)]]
     record = make(published, [ONLINE, came(1), came(3)], drops=True, dropped=1, messages_in=3, acked={(1, 2)})
