@@ -27,11 +27,16 @@ _sync.check_lock_order(True)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_is_heard() -> Iterator[None]:
-    """A shell that starts the suite in the background has it ignore SIGINT; some tests send one."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_are_heard() -> Iterator[None]:
+    """A shell that starts the suite in the background has it ignore SIGINT, and `nohup` has it ignore SIGHUP.
+
+    Some tests send one, most of them to a child process, which is born with what its parent ignores.
+    """
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
