@@ -312,8 +312,6 @@ class Connection:
         with self._lock:
             opening = not protocol.ready
             events = protocol.receive(items, self._clock(), time.time() * 1000)
-            if not self._items:  # the acks of one read in one write
-                self._send_own(protocol)
         if opening and protocol.ready:
             # What came before ready is delivered before `online`, the rest after it.
             at = next(n for n, event in enumerate(events) if isinstance(event, Opened))
@@ -321,6 +319,9 @@ class Connection:
             self._owner.link_ready(self)
             events = events[at + 1 :]
         self._deliver(protocol, events)
+        if not self._items:  # the acks of one read in one write, once the owner has what they are for
+            with self._lock:
+                self._send_own(protocol)
 
     def _deliver(self, protocol: MercuryProtocol, events: list[Event]) -> None:
         if events and not self._owner.link_received(self, events):

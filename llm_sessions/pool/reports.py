@@ -245,6 +245,7 @@ class SessionReports(SessionCore):
 
     def _received(self, effects: Effects, link: Link, event: Event | list[dict[str, Any]]) -> bool:
         if link not in self._links:
+            effects.append(link.abort)  # as whoever let go of it will: nobody gets this, so no ack may leave
             return True
         if isinstance(event, (dict, list)):
             batch = event if isinstance(event, list) else [event]

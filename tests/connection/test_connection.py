@@ -665,9 +665,11 @@ def test_a_close_frame_with_a_reset_behind_it_is_not_lost(
         gone, owner = Gate(), Owner()
 
         def script(peer: Peer, sock: Any, gone: Gate = gone) -> None:
-            peer.open_session(sock, frame({"id": "hold"}))
+            peer.open_session(sock)
+            sock.sendall(frame({"id": "hold"}))
             gone.wait_arrived()
-            # In one write: a reset drops what its side still holds back.
+            # In one write, and at once: a reset drops what its side still holds back.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.sendall(b"".join(frame({"id": str(n)}) for n in range(backlog)) + close_frame(4001, "moved"))
             reset(sock)
             gone.open()
@@ -754,7 +756,7 @@ def test_t14_d19_a_stalled_sender_holds_up_neither_reads_nor_other_links(
 
 
 def test_a_peer_that_never_reads_its_acks_is_paused_and_then_left(
-    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None
+    make: MakeLink, owner: Owner, peer_context: ssl.SSLContext | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bounded memory: reading stops at 256 KiB of our own unsent bytes, and all ends after `send_timeout`."""
     high: list[int] = []
@@ -767,7 +769,14 @@ def test_a_peer_that_never_reads_its_acks_is_paused_and_then_left(
 
     with Peer(script, peer_context, receive_buffer=4096) as peer:
         link = make(peer.port, timing=NO_PINGS, send_timeout=0.4)
-        owner.on_received = lambda events: high.append(link._stream.own_unsent)
+        post = link._stream.post
+
+        def noted(data: bytes, **how: bool) -> bool:
+            written = post(data, **how)
+            high.append(link._stream.own_unsent)
+            return written
+
+        monkeypatch.setattr(link._stream, "post", noted)
         link.open()
         ended = owner.wait_ended()
     assert isinstance(ended.error, StreamBroken)
@@ -1546,7 +1555,23 @@ def test_what_one_read_brought_is_taken_in_portions_and_acked_at_once(
         ["m3", "m4", "m5"],
         ["m6", "m7"],
     ]
-    assert written == [2]  # with the last portion, before it is delivered
+    assert written == [3]  # when the owner has the last one
+
+
+def test_nothing_is_acknowledged_before_the_owner_has_it(
+    online: MakeLink, server: LocalServer, owner: Owner
+) -> None:
+    """Whoever lets go of a link aborts it: what the owner did not get is not acknowledged then."""
+    link = online(server, timing=NO_PINGS)
+    wait_pong(owner)
+    [connection] = server.live()
+    server.wait_for(lambda: len(connection.acks) == len(connection.sent))
+    before = list(connection.acks)
+    owner.on_received = lambda events: link.abort()
+    connection.send_json({"id": "unheard", "data": {}})
+    assert owner.wait_ended().cause is EndCause.ABORTED
+    server.wait_for(lambda: connection.closed_at is not None)
+    assert connection.acks == before
 
 
 @pytest.mark.usefixtures("small_portions")

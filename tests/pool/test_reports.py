@@ -293,6 +293,22 @@ def test_i25_disconnect_ends_candidate_and_old(make: Make) -> None:
     assert len(transport.links) == 2
 
 
+def test_a_message_of_a_link_that_was_let_go_is_dropped_and_aborts_it_before_it_is_acknowledged(
+    make: Make,
+) -> None:
+    """The disconnect has let go of it; its abort may still be to come when the reader reports."""
+    pool, transport = make()
+    transport.on_open = hold
+    pool.begin_connect(URL)
+    link = held(transport, 1)[0]
+    recorder = Recorder().listen(pool.session(), "event")
+    pool.disconnect()
+    assert link.aborted.is_set()
+    link.aborted.clear()
+    assert messages(link, "unheard")() is True
+    assert link.aborted.is_set() and recorder.calls == []
+
+
 def test_i25_disconnect_waits_for_a_retired_socket_too(make: Make) -> None:
     pool, transport, session, _ = switching(make)
     transport.links[1].become_ready()
