@@ -155,8 +155,8 @@ def test_the_front_page() -> None:
         [connection] = server.wait_live("main")
         server.wait_for(lambda: len(connection.acks) >= 2)  # ready, pong: by then it listens, or soon
         while not printed.getvalue():
-            server.publish({"text": "hello"}, session="main")
             count = len(connection.acks)
+            server.publish({"text": "hello"}, session="main")
             server.wait_for(lambda: len(connection.acks) > count)  # noqa: B023  # waited for at once
         server.close_session("main", code=1000, reason="the meeting is over")
         running.result()
