@@ -99,6 +99,7 @@ class SessionCore:
         "_observers",
         "_online_at",
         "_onlines",
+        "_opened",
         "_past",
         "_provider",
         "_repeats",
@@ -135,7 +136,8 @@ class SessionCore:
         self._state = SessionState.IDLE
         self._attempt: Attempt | None = None  # the live run
         self._active: Link | None = None
-        self._links: set[Link] = set()
+        self._links: dict[Link, int] = {}  # and their numbers: each is larger than those before
+        self._opened = 0  # the largest number
         self._generation = 0
         self._endpoint: Endpoint | None = None
         self._provider: TokenProvider | None = None
@@ -145,8 +147,9 @@ class SessionCore:
         self._online_at = 0.0
         self._short_lives = 0
         self._kept_close: Ended | None = None  # the old socket's 4001, read before the switchover settled
-        # Since a switchover began: which of its two sockets brought an envelope's id first. Else None.
-        self._brought_by: dict[str | int, Link] | None = None
+        # Since a switchover began: the number of the socket that brought an envelope's id first, and of the
+        # newest socket that there was then, for later ones cannot bring it again. Else None.
+        self._brought_by: dict[str | int, tuple[int, int]] | None = None
         self._asked: tuple[int | None, str | None] = (None, None)
         self._farewell: tuple[int, str] | None = None  # how the active link ended while disconnecting
         # What waiters compare: they only ever grow.
@@ -267,7 +270,7 @@ class SessionCore:
     def _let_go(self, link: Link) -> None:
         """Take a link out; what it reports from now on changes nothing."""
         if link in self._links:
-            self._links.discard(link)
+            del self._links[link]
             self._past += link.traffic
 
     def _closed(self, effects: Effects) -> None:

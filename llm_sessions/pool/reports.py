@@ -93,7 +93,8 @@ class SessionReports(SessionCore):
             if attempt.cancelled:
                 return False
             attempt.opens(link)
-            self._links.add(link)
+            self._opened += 1
+            self._links[link] = self._opened
             return True
 
         return self._decide(decision)
@@ -158,7 +159,7 @@ class SessionReports(SessionCore):
             attempt.settle(error)
             self.last_error = error
             if attempt.kind is RunKind.SWITCH:
-                if len(self._links) < 2:
+                if len(self._links) < 2 and not self._may_repeat():
                     self._brought_by = None
                 self._step(effects, Trigger.SWITCH_FAILED, said(error))
                 self._emit(
@@ -225,7 +226,7 @@ class SessionReports(SessionCore):
             if old is not None:
                 effects.append(partial(old.retire, self.env.config.retire_timeout))
             # One retired socket is kept; a server that announces its shutdown again and again gets no more.
-            effects.extend(partial(one.close, None, None) for one in self._links - {link, old})
+            effects.extend(partial(one.close, None, None) for one in self._links.keys() - {link, old})
             kept, self._kept_close = self._kept_close, None
             if kept is not None:
                 self._retired_ended(effects, kept)
@@ -279,24 +280,33 @@ class SessionReports(SessionCore):
         return True
 
     def _without_repeats(
-        self, brought_by: dict[str | int, Link], link: Link, batch: list[dict[str, Any]]
+        self, brought_by: dict[str | int, tuple[int, int]], link: Link, batch: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Leave out what the other socket of a switchover has brought already.
 
         Also after the other one ended: two readers have no order, so its close may be read before our copy.
         """
         both = len(self._links) > 1 or self._state is SessionState.SWITCHING
-        remember = brought_by.setdefault if both else brought_by.get
-        kept = []
+        number = self._links[link]
+        mark, kept = (number, self._opened), []
         for message in batch:
             identity = message.get("id")
-            if isinstance(identity, (str, int)) and remember(identity, link) is not link:
-                self._count.repeated += 1
-                continue
+            if isinstance(identity, (str, int)):
+                first, newest = brought_by.get(identity, (number, 0))
+                if first != number <= newest:
+                    self._count.repeated += 1
+                    continue
+                if both and not first == number <= newest:
+                    brought_by[identity] = mark
             kept.append(message)
         while len(brought_by) > _MAX_REMEMBERED:
             del brought_by[next(iter(brought_by))]
         return kept
+
+    def _may_repeat(self) -> bool:
+        """Say whether a socket that is gone has brought what one that is left may bring, too."""
+        there = self._links.values()
+        return any(first not in there for first, _ in (self._brought_by or {}).values())
 
     def _shutdown(self, effects: Effects, link: Link, event: ShutdownAnnounced) -> None:
         if link is not self._active or self._state is not SessionState.ONLINE:
@@ -305,7 +315,7 @@ class SessionReports(SessionCore):
         envelope = Envelope(self.session_id, event.raw)
         self._emit(effects, "event:mercury_shutdown_imminent", SwitchoverStarted(self.session_id, envelope))
         self._lived()
-        if self._brought_by is None or len(self._links) == 1:
+        if self._brought_by is None:
             self._brought_by = {}
         self._new_attempt(effects, RunKind.SWITCH, self._retries.before_switch())
 

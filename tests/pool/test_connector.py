@@ -286,7 +286,7 @@ def test_a_transport_that_fails_unexpectedly_ends_the_run(
     with pytest.raises(ConnectError, match="connector failed") as caught:
         pool.connect(URL)
     assert caught.value.__cause__ is bug and "this is a bug" in caplog.text
-    assert pool.session()._machine._links == set()
+    assert pool.session()._machine._links == {}
 
 
 def test_an_endpoint_whose_rejected_raises_is_logged(

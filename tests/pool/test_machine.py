@@ -187,7 +187,7 @@ def test_i18_a_failed_run_leaves_no_attempt_and_no_thread(make: Make) -> None:
     session = pool.session()
     machine = machine_of(session)
     assert session.state is S.OFFLINE and str(session.last_error) == str(caught.value)
-    assert machine._attempt is None and machine._links == set() and machine._waiters == 0
+    assert machine._attempt is None and machine._links == {} and machine._waiters == 0
     no_connectors()
     with pytest.raises(ConnectError, match="nobody home"):
         session.wait_online(timeout=None)
@@ -751,7 +751,7 @@ def test_i28_disconnect_in_every_state(stage: Stage) -> None:
         assert recorder.payloads("offline") == [Offline(session.id, *stage.farewell)]
         assert recorder.payloads("disconnected") == [Disconnected(session.id)]
     assert (session.last_error, len(stage.transport.links)) == (error, opened)
-    assert machine_of(session)._links == set() and machine_of(session)._attempt is None
+    assert machine_of(session)._links == {} and machine_of(session)._attempt is None
     assert session.url is None
 
 
@@ -906,7 +906,7 @@ def test_i28_1000_cycles_leave_nothing_behind(make: Make) -> None:
     recorder.wait("disconnected", 600)
     eventually(lambda: not library_threads())
     assert len(recorder.names) == 600
-    assert machine._links == set() and machine._waiters == 0 and machine._observers == ()
+    assert machine._links == {} and machine._waiters == 0 and machine._observers == ()
     assert not machine.dispatcher._queue and not machine._delivery.held
     assert len(pool.sessions()) == 1 and not pool._env.threads.alive()
     del recorder
@@ -1048,7 +1048,7 @@ def test_stress_random_order(
         session = pool.session(name)
         machine = machine_of(session)
         assert session.state is S.IDLE
-        assert machine._links == set() and machine._attempt is None and machine._active is None
+        assert machine._links == {} and machine._attempt is None and machine._active is None
         assert machine._waiters == 0 and machine._delivery.waiting == 0 and not machine._delivery.held
         told = [one for one in recorders[name].names if one not in ("event", "connection_failed")]
         check_order(told)

@@ -378,6 +378,30 @@ def bring(link: FakeLink, *ids: str) -> None:
     link.owner.link_received(link, [{"id": identity} for identity in ids])
 
 
+@pytest.mark.parametrize("outcome", ["under way", "failed"])
+def test_i99_a_second_announcement_forgets_nothing_of_a_socket_that_is_gone(make: Make, outcome: str) -> None:
+    """The old socket ended, the new one is to be replaced, too, and its copies are still unread."""
+    _, transport, session, recorder = switching(make, max_retries=0)
+    old, new = transport.links
+    new.become_ready()
+    bring(old, "a", "b")
+    old.end(1006)
+    announce_shutdown(new)
+    third = held(transport, 3)[2]
+    if outcome == "failed":
+        third.end(1006)
+        recorder.wait(FAILED)
+    bring(new, "a", "b", "c")
+    if outcome == "under way":
+        third.become_ready()
+        bring(third, "a", "c")  # it cannot be the same one: when it came, this socket was not there yet
+    bring(new, "last")
+    eventually(lambda: recorder.payloads("event") and recorder.payloads("event")[-1].id == "last")
+    ids = [envelope.id for envelope in recorder.payloads("event")]
+    assert ids == (["a", "b", "c", "a", "last"] if outcome == "under way" else ["a", "b", "c", "last"])
+    assert session.online
+
+
 def test_i99_a_replaced_socket_repeats_nothing_after_a_reconnect(make: Make) -> None:
     """The reconnect forgot what the replaced socket had brought, while that lived on beside the new one."""
     _, transport, session, recorder = switching(make)
@@ -445,7 +469,7 @@ def test_i25_a_session_that_ended_keeps_no_retired_socket(make: Make, how: str) 
         transport.on_open = lambda link: link.end(4403)
         new.end(1006)
         eventually(lambda: session.state is S.OFFLINE)
-    assert session.state is S.OFFLINE and machine_of(session)._links == set()
+    assert session.state is S.OFFLINE and machine_of(session)._links == {}
     assert old.aborted.wait(LONG)  # an effect of the connector's thread, after the state has changed
     recorder = Recorder().listen(session, REPLACED)
     old.end(4001)
