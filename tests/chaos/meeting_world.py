@@ -142,4 +142,4 @@ class MeetingWorld(World):
     def close(self) -> None:
         self.time("leave", 2.0, lambda: self.meeting.leave(2.0))
         self.time("close", 5.0, self.client.close)
-        self.service.stop()
+        self.service.close()

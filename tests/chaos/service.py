@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -44,11 +45,15 @@ class Service:
         self._fates: dict[str, collections.deque[Fate]] = collections.defaultdict(collections.deque)
         self._spoilt: dict[str, str] = {}
         self._live: dict[str, list[ServerConnection]] = {}
-        self.server = self._open(0)
+        # Between two servers somebody else would get the port. A socket that does not listen keeps it.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        self.server = self._open()
         self.up = True
 
-    def _open(self, port: int) -> LocalServer:
-        server = LocalServer(ssl_context=self._context, port=port)
+    def _open(self) -> LocalServer:
+        server = LocalServer(ssl_context=self._context, port=self._port.getsockname()[1])
         self._prepare(server)
         return server
 
@@ -65,8 +70,13 @@ class Service:
         """Open another one on the same port."""
         with self._lock:
             if not self.up:
-                self.server = self._open(self.server.port)
+                self.server = self._open()
                 self.up = True
+
+    def close(self) -> None:
+        """Close the server for good."""
+        self.stop()
+        self._port.close()
 
     # --- publishing
 

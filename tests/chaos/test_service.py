@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,7 +18,7 @@ from tests.support import Recorder, eventually
 def service() -> Iterator[Service]:
     service = Service(None)
     yield service
-    service.stop()
+    service.close()
     assert service.violations == []
 
 
@@ -74,6 +75,8 @@ def test_numbers_go_on_over_a_restart(service: Service, make_pool: Callable[...,
     service.publish("a")
     eventually(lambda: service.acked("a") == {(1, 1)})
     service.stop()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", address))  # nor does the system give it to a connection meanwhile
     assert service.publish("a") == 2
     service.start()
     assert service.server.port == address

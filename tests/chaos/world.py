@@ -243,7 +243,7 @@ class PoolWorld(World):
             self.calls.time("close", 5.0, pool.close)
         for proxy in self._proxies.values():
             proxy.close()
-        self.service.stop()
+        self.service.close()
 
 
 @contextlib.contextmanager
