@@ -57,7 +57,7 @@ def test_a_missing_extra_is_named(
     ours = [one for one in sys.modules if re.match(r"llm_sessions\.(testing|cli\.[bds])", one)]
     for module in ours:
         package, _, name = module.rpartition(".")
-        # The import below makes another module and gives it to the package. After the test the old one is back.
+        # The import below makes another module and gives it to the package: the old one comes back.
         monkeypatch.setattr(sys.modules[package], name, sys.modules[module], raising=False)
     for module in ours:
         monkeypatch.delitem(sys.modules, module)
