@@ -2,10 +2,10 @@
 
 The connector's thread runs `open` and then `read`, by which it becomes the reader, who owns the socket. The
 lock (rank 30) guards the protocol, the order in which its frames reach the outbox, and who the reader is; the
-reader takes it once for each read, not for each message. The reader waits in one place, `Stream.wait`, for
-the socket, the protocol's next deadline, or the waker; it never waits to write, and never for the owner (an
-owner that is full pauses reading). Between two reads its thread may be lent to the owner; if that takes long,
-another one reads on.
+reader takes it to decode what a read brought and again to send the acks, not for each message. The reader
+waits in one place, `Stream.wait`, for the socket, the protocol's next deadline, or the waker; it never waits
+to write, and never for the owner (an owner that is full pauses reading). Between two reads its thread may be
+lent to the owner; if that takes long, another one reads on.
 """
 
 from __future__ import annotations

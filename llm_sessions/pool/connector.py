@@ -1,8 +1,9 @@
 """The connector: the thread that runs one attempt run, and what each failure asks of it.
 
-It waits in four places: the endpoint and the token provider (user code or REST, which cannot be interrupted:
-the run is abandoned there and this thread stores nothing when it wakes), `Link.open` (ends by `abort`), the
-run's `news` (ready, ended or cancelled), and between attempts (ends by `cancel`).
+It waits in five places: the endpoint and the token provider (user code or REST, which cannot be interrupted:
+the run is abandoned there and this thread stores nothing when it wakes), `Link.open` (ends by `abort`),
+`Link.read`, by which it is the socket's reader until that is over, the run's `news` (ready, ended or
+cancelled), and between attempts (ends by `cancel`).
 """
 
 from __future__ import annotations
